@@ -1,0 +1,8 @@
+"""A from-scratch teaching framework for efficient adaptation of language models."""
+
+from minitorch_peft.autograd.function import Function, set_debug
+from minitorch_peft.autograd.tensor import Tensor, is_grad_enabled, no_grad, tensor
+
+__version__ = "0.1.0"
+
+__all__ = ["Function", "Tensor", "is_grad_enabled", "no_grad", "set_debug", "tensor"]

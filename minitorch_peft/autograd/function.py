@@ -1,0 +1,143 @@
+"""Function: one operation, its forward and its backward side by side, on arrays."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minitorch_peft.autograd import profiler
+from minitorch_peft.autograd.tensor import Tensor, Version, is_grad_enabled
+
+
+class Context:
+    """What one call of a Function leaves for its backward pass.
+
+    ``needs_input_grad`` has one bool per positional input: no work is done, and nothing is kept, for an input
+    that needs no gradient. Attributes may be set freely (``ctx.dim = dim``); arrays go through
+    :meth:`save_for_backward`, so that a later write to them is noticed.
+    """
+
+    debug: ClassVar[bool] = False
+
+    def __init__(self, name: str, needs_input_grad: tuple[bool, ...]) -> None:
+        self.name = name
+        self.needs_input_grad = needs_input_grad
+        self.saved: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *arrays: np.ndarray | None) -> None:
+        """Keep arrays for backward, where they stand in ``ctx.saved``. Does nothing if no gradient is needed."""
+        if any(self.needs_input_grad):
+            self.saved = arrays
+
+
+class Node(Context):
+    """A Context that is part of the graph: it knows its Function and the tensors that it came from."""
+
+    def __init__(self, function: type[Function], inputs: tuple[Tensor, ...], needs_input_grad: tuple[bool, ...]):
+        super().__init__(function.__name__, needs_input_grad)
+        self.function: type[Function] | None = function
+        # an input that needs no gradient is not kept: the graph must not hold its memory
+        self.inputs = tuple(t if need else None for t, need in zip(inputs, needs_input_grad, strict=True))
+        self.watched: list[tuple[Version, int]] = []
+        self.checksums: list[int] | None = None
+
+    def watch(self, tensors: tuple[Tensor, ...]) -> None:
+        """Note the version of every tensor whose memory was saved."""
+        arrays = [a for a in self.saved if isinstance(a, np.ndarray)]
+        for t in tensors:
+            if any(np.may_share_memory(a, t.data) for a in arrays):
+                self.watched.append((t.version, t.version.count))
+        if Context.debug:
+            self.checksums = [checksum(a) for a in arrays]
+
+    def check_unchanged(self) -> None:
+        for version, count in self.watched:
+            if version.count != count:
+                raise RuntimeError(
+                    f"{self.name} saved a tensor for backward that was changed in place afterwards "
+                    f"({version.count - count} write(s) since). Change it after backward(), or change a copy."
+                )
+        if self.checksums is not None:
+            arrays = [a for a in self.saved if isinstance(a, np.ndarray)]
+            if [checksum(a) for a in arrays] != self.checksums:
+                raise RuntimeError(f"{self.name} saved an array for backward that was written to through .data")
+
+    def release(self) -> None:
+        """Drop everything that was kept; a second backward through here is an error."""
+        name = self.name
+        self.__dict__.clear()
+        self.name, self.function, self.inputs = name, None, ()
+
+
+def checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+
+
+def set_debug(enabled: bool) -> None:
+    """With debugging on, backward also notices writes through ``.data`` (it checksums what was saved)."""
+    Context.debug = enabled
+
+
+class Function:
+    """An operation with a hand-written backward pass. Subclass it and call ``apply``.
+
+    ``forward(ctx, *arrays, **constants)`` returns one array; ``backward(ctx, g)`` takes the gradient of the
+    output and returns one array (or None) for each positional input, of that input's shape and dtype.
+
+    >>> import minitorch_peft as mp
+    >>> class Double(mp.Function):
+    ...     @staticmethod
+    ...     def forward(ctx, x):
+    ...         return 2 * x
+    ...     @staticmethod
+    ...     def backward(ctx, g):
+    ...         return 2 * g
+    >>> x = mp.tensor([1.0, 2.0], requires_grad=True)
+    >>> y = Double.apply(x)
+    >>> y.backward(gradient=y.data); x.grad
+    array([4., 8.], dtype=float32)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arrays: Any, **constants: Any) -> np.ndarray:
+        raise NotImplementedError("a Function defines forward(ctx, *arrays, **constants)")
+
+    @staticmethod
+    def backward(ctx: Any, g: np.ndarray) -> Any:
+        raise NotImplementedError("a Function defines backward(ctx, g)")
+
+    @classmethod
+    def apply(cls, *inputs: Tensor, **constants: Any) -> Tensor:
+        tensors = tuple(as_tensor(x, cls.__name__) for x in inputs)
+        enabled = is_grad_enabled()
+        needs = tuple(enabled and t.requires_grad for t in tensors)
+        ctx = Node(cls, tensors, needs) if any(needs) else Context(cls.__name__, needs)
+        with profiler.record(cls.__name__, "forward"):
+            array = cls.forward(ctx, *(t.data for t in tensors), **constants)
+        out = Tensor(np.asarray(array))
+        for t in tensors:  # a view of an input is the same memory: a write to one is a write to the other
+            if shares_buffer(out.data, t.data):
+                out.version = t.version
+        if isinstance(ctx, Node):
+            ctx.watch((*tensors, out))
+            out.grad_fn = ctx
+            out.requires_grad = True
+        return out
+
+
+def as_tensor(x: Any, name: str) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, np.ndarray | np.generic):
+        return Tensor(np.asarray(x))
+    raise TypeError(f"{name} takes tensors or arrays as positional inputs, not {type(x).__name__}")
+
+
+def shares_buffer(out: np.ndarray, x: np.ndarray) -> bool:
+    """Is ``out`` the array ``x``, or a view of the memory that ``x`` views? (Cheap: no overlap is computed.)"""
+    if out is x:
+        return True
+    root = x if x.base is None else x.base
+    return out.base is not None and (out.base is root or out.base is x)
