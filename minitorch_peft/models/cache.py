@@ -1,0 +1,56 @@
+"""Keys and values of the positions already seen, one pair a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import minitorch_peft.functional as F
+from minitorch_peft.autograd.tensor import Tensor
+
+
+class Cache:
+    """A mutable store of keys and values (B, kv_heads, S, head_dim), differentiable, keyed by layer.
+
+    ``next_position`` is the position of the next token. It is kept apart from ``length``, the number of keys:
+    after keys are dropped (:meth:`select`) the positions go on where they were. A prefix is a cache to start
+    from: its keys are used as they are, never rotated.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[int, tuple[Tensor, Tensor]] = {}
+        self.next_position = 0
+
+    @classmethod
+    def from_prefix(cls, pairs: Sequence[tuple[Tensor, Tensor]]) -> Cache:
+        """A cache that starts with one (key, value) pair for each layer, all of one length."""
+        cache = cls()
+        cache.entries = dict(enumerate(pairs))
+        lengths = {t.shape[2] for pair in pairs for t in pair}
+        if len(lengths) > 1:
+            raise ValueError(f"prefix keys and values must have one length, got {sorted(lengths)}")
+        cache.next_position = cache.length
+        return cache
+
+    @property
+    def length(self) -> int:
+        """Keys held (before a pass: of every layer)."""
+        return next((k.shape[2] for k, _ in self.entries.values()), 0)
+
+    def update(self, layer: int, key: Tensor, value: Tensor, past_length: int) -> tuple[Tensor, Tensor]:
+        """Append this pass's keys and values after the first ``past_length``; return all.
+
+        Naming where they begin makes a second call for the same pass (a recomputed block) replace, not append.
+        """
+        if past_length:
+            past_key, past_value = self.entries[layer]
+            if past_key.shape[2] > past_length:
+                past_key, past_value = past_key[:, :, :past_length], past_value[:, :, :past_length]
+            key = F.cat([past_key, key], dim=2)
+            value = F.cat([past_value, value], dim=2)
+        self.entries[layer] = (key, value)
+        return key, value
+
+    def select(self, keep: Sequence[int]) -> None:
+        """Keep only the keys at these places, in this order; ``next_position`` stays."""
+        index = list(keep)
+        self.entries = {i: (k[:, :, index], v[:, :, index]) for i, (k, v) in self.entries.items()}

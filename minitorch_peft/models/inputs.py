@@ -1,0 +1,102 @@
+"""What a pass is given, checked and put into the form that the modules use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.models.cache import Cache
+from minitorch_peft.models.config import GPTConfig
+from minitorch_peft.nn.context import ForwardContext
+
+
+def as_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
+    """int (B, T) within the vocabulary, or an error that says what was wrong."""
+    ids = input_ids.data if isinstance(input_ids, Tensor) else np.asarray(input_ids)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} {ids.shape}")
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise ValueError(
+            f"input_ids contains {bad}, the model's vocabulary is 0..{vocab_size - 1}: was the text encoded with "
+            "this model's tokenizer?"
+        )
+    return ids
+
+
+def prepare(
+    context: ForwardContext, config: GPTConfig, vectors: Tensor, cache: Cache | None,
+    attention_mask: Any, position_ids: Any,
+) -> None:  # fmt: skip
+    """Fill in the GPT's part of the context: cache, visible keys, positions, rotations."""
+    B, T = vectors.shape[:2]
+    past = 0 if cache is None else cache.length
+    prompt = context.prompt_length if past == 0 else 0  # a cache that is not empty holds the prompt already
+    offset = 0 if cache is None else cache.next_position
+    context.cache, context.past_length = cache, past
+    context.keep = visible_keys(attention_mask, B, T, prompt, past)
+    context.position_ids = positions(position_ids, context.keep, B, T, prompt, past, offset)
+    highest = int(context.position_ids.max(initial=-1))
+    if highest >= config.n_positions:
+        raise ValueError(
+            f"the sequence needs {highest + 1} positions, the model has {config.n_positions}: "
+            "shorten the input, the prompt or max_new_tokens"
+        )
+    if cache is not None:
+        cache.next_position = offset + prompt + T
+    if config.position_embedding == "rotary":
+        context.rotary = rotation(context.position_ids, config.head_dim, config.rope_theta, vectors.dtype)
+
+
+def visible_keys(attention_mask: Any, B: int, T: int, prompt: int, past: int) -> np.ndarray | None:
+    """bool (B, 1, 1 or prompt + T, S), S = past + prompt + T; keys left of the mask are visible."""
+    if attention_mask is None:
+        return None
+    mask = attention_mask.data if isinstance(attention_mask, Tensor) else np.asarray(attention_mask)
+    mask = mask.astype(bool)
+    keys = past + prompt + T
+    if mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    if mask.ndim != 4 or mask.shape[0] != B or mask.shape[2] not in (1, T) or not T <= mask.shape[3] <= keys:
+        raise ValueError(
+            f"attention_mask has shape {np.shape(attention_mask)}; expected (B, S) or (B, 1, T, S) with B={B}, "
+            f"T={T} and S from {T} to {keys}"
+        )
+    rows = prompt if mask.shape[2] == T and T > 1 else 0  # prompt vectors are queries too, and see every key
+    return np.pad(mask, ((0, 0), (0, 0), (rows, 0), (keys - mask.shape[3], 0)), constant_values=True)
+
+
+def positions(
+    position_ids: Any, keep: np.ndarray | None, B: int, T: int, prompt: int, past: int, offset: int
+) -> np.ndarray:
+    """int (B or 1, prompt + T). ``offset`` is the position of the first new vector where no key is masked."""
+    if position_ids is not None:
+        ids = position_ids.data if isinstance(position_ids, Tensor) else np.asarray(position_ids)
+        if ids.ndim != 2 or ids.shape[0] not in (1, B) or ids.shape[1] != T:
+            raise ValueError(f"position_ids has shape {ids.shape}; expected ({B}, {T}) or (1, {T})")
+        first = np.broadcast_to(np.arange(prompt), (ids.shape[0], prompt))
+        return np.concatenate([first, ids + prompt], axis=1)
+    if keep is None or keep.shape[2] > 1:
+        return (offset + np.arange(prompt + T))[None]
+    counted = np.cumsum(keep[:, 0, 0], axis=1)[:, past:] - 1
+    return np.maximum(counted + offset - past, 0)
+
+
+def rotation(position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin (B or 1, 1, T, D) of position · theta^(-2i/D), the two halves alike (Su et al. 2021, eq. 34)."""
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = position_ids[:, None, :, None] * frequency
+    angle = np.concatenate([angle, angle], axis=-1)
+    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+
+def shifted_labels(labels: Any, shape: tuple[int, int], one_before: bool, vocab_size: int) -> np.ndarray:
+    """The label that each position predicts, -100 after the last; (B, T), or (B, T + 1) with a position before."""
+    y = labels.data if isinstance(labels, Tensor) else np.asarray(labels)
+    if y.shape != shape or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"labels must be integers of the input's shape {shape}, got {y.dtype} {y.shape}")
+    if y.size and (y.max() >= vocab_size or ((y < 0) & (y != -100)).any()):
+        raise ValueError(f"labels must be -100 or within the vocabulary 0..{vocab_size - 1}")
+    return np.pad(y if one_before else y[:, 1:], ((0, 0), (0, 1)), constant_values=-100)

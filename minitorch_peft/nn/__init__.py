@@ -1,0 +1,23 @@
+"""Modules: a tree of named parameters, and the leaves that a GPT is made of."""
+
+from minitorch_peft.nn.activation import Activation
+from minitorch_peft.nn.context import ForwardContext
+from minitorch_peft.nn.dropout import Dropout
+from minitorch_peft.nn.embedding import Embedding
+from minitorch_peft.nn.linear import Linear, TiedLinear
+from minitorch_peft.nn.module import Module, ModuleList, Parameter
+from minitorch_peft.nn.norm import LayerNorm, RMSNorm
+
+__all__ = [
+    "Activation",
+    "Dropout",
+    "Embedding",
+    "ForwardContext",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "RMSNorm",
+    "TiedLinear",
+]

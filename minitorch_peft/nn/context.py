@@ -1,0 +1,36 @@
+"""What one forward pass knows beside its input: made once, handed down to every module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minitorch_peft.autograd.tensor import Tensor
+
+
+@dataclass
+class ForwardContext:
+    """One per forward pass; the same object is used again when a block is recomputed.
+
+    The first group is set by the caller (``PeftModel``, the trainer), the second by the GPT.
+    """
+
+    adapter_names: tuple[str, ...] | None = None  # for each row of the batch, the adapter it runs under
+    prompt_length: int = 0  # vectors that active adapters put before the input
+    seed: int = 0  # with ``step`` and the site's name, the key of dropout and noise
+    step: int = 0
+
+    keep: np.ndarray | None = None  # bool (B, 1, 1 or T, S): which keys may be attended to, None for all
+    position_ids: np.ndarray | None = None  # int (B or 1, T)
+    rotary: tuple[np.ndarray, np.ndarray] | None = None  # cos and sin (B or 1, 1, T, head_dim)
+    cache: Any = None  # models.Cache
+    past_length: int = 0  # keys in the cache before this pass
+    hidden_states: list[Tensor] | None = None  # filled where asked for
+
+    def rows(self, adapter: str) -> np.ndarray | None:
+        """bool (B,): the rows that run under ``adapter``; None where the batch names no adapters."""
+        if self.adapter_names is None:
+            return None
+        return np.array([name == adapter for name in self.adapter_names])
