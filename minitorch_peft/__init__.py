@@ -2,6 +2,9 @@
 
 from minitorch_peft.autograd.function import Function, set_debug
 from minitorch_peft.autograd.tensor import Tensor, is_grad_enabled, no_grad, tensor
+from minitorch_peft.ops.methods import install as _install_methods
+
+_install_methods()
 
 __version__ = "0.1.0"
 
