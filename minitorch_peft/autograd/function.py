@@ -35,7 +35,7 @@ class Context:
 class Node(Context):
     """A Context that is part of the graph: it knows its Function and the tensors that it came from."""
 
-    def __init__(self, function: type[Function], inputs: tuple[Tensor, ...], needs_input_grad: tuple[bool, ...]):
+    def __init__(self, function: type[Function], inputs: tuple[Tensor | None, ...], needs_input_grad: tuple[bool, ...]):
         super().__init__(function.__name__, needs_input_grad)
         self.function: type[Function] | None = function
         # an input that needs no gradient is not kept: the graph must not hold its memory
@@ -109,19 +109,21 @@ class Function:
         raise NotImplementedError("a Function defines backward(ctx, g)")
 
     @classmethod
-    def apply(cls, *inputs: Tensor, **constants: Any) -> Tensor:
-        tensors = tuple(as_tensor(x, cls.__name__) for x in inputs)
+    def apply(cls, *inputs: Tensor | None, **constants: Any) -> Tensor:
+        """Run the operation; an optional positional input (a bias) may be None."""
+        tensors = tuple(None if x is None else as_tensor(x, cls.__name__) for x in inputs)
         enabled = is_grad_enabled()
-        needs = tuple(enabled and t.requires_grad for t in tensors)
+        needs = tuple(enabled and t is not None and t.requires_grad for t in tensors)
         ctx = Node(cls, tensors, needs) if any(needs) else Context(cls.__name__, needs)
         with profiler.record(cls.__name__, "forward"):
-            array = cls.forward(ctx, *(t.data for t in tensors), **constants)
+            array = cls.forward(ctx, *(None if t is None else t.data for t in tensors), **constants)
         out = Tensor(np.asarray(array))
-        for t in tensors:  # a view of an input is the same memory: a write to one is a write to the other
+        given = tuple(t for t in tensors if t is not None)
+        for t in given:  # a view of an input is the same memory: a write to one is a write to the other
             if shares_buffer(out.data, t.data):
                 out.version = t.version
         if isinstance(ctx, Node):
-            ctx.watch((*tensors, out))
+            ctx.watch((*given, out))
             out.grad_fn = ctx
             out.requires_grad = True
         return out
