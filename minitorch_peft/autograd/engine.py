@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minitorch_peft.autograd import profiler
-from minitorch_peft.autograd.function import Node
+from minitorch_peft.autograd.function import Context, ContractError, Node, checksum
 from minitorch_peft.autograd.tensor import Tensor
 
 
@@ -25,7 +25,7 @@ def backward(root: Tensor, gradient: Tensor | np.ndarray | None = None) -> None:
         if g is None:
             continue
         if node is None:
-            tensor.grad = g if tensor.grad is None else tensor.grad + g
+            tensor.grad = g if tensor.grad is None else np.asarray(tensor.grad + g)  # 0-d sums are no arrays
             continue
         for t, gi in zip(node.inputs, _input_gradients(node, g), strict=True):
             if t is None or gi is None:
@@ -36,7 +36,7 @@ def backward(root: Tensor, gradient: Tensor | np.ndarray | None = None) -> None:
             elif key in summed:
                 gradients[key] += gi
             else:
-                gradients[key] = gradients[key] + gi
+                gradients[key] = np.asarray(gradients[key] + gi)
                 summed.add(key)
         node.release()
 
@@ -82,25 +82,40 @@ def _input_gradients(node: Node, g: np.ndarray) -> tuple[Any, ...]:
     """Run one backward rule and hold it to its contract: a gradient has its input's shape and dtype."""
     node.check_unchanged()
     saved = node.saved
-    with profiler.record(node.name, "backward"):
-        result = node.function.backward(node, g)
-    result = result if isinstance(result, tuple) else (result,)
+    result = _run_rule(node, g)
     if len(result) != len(node.inputs):
-        raise RuntimeError(f"{node.name}.backward returned {len(result)} gradient(s) for {len(node.inputs)} input(s)")
+        raise ContractError(
+            node.name, "count", f"backward returned {len(result)} gradient(s) for {len(node.inputs)} input(s)"
+        )
     result = tuple(None if t is None else gi for t, gi in zip(node.inputs, result, strict=True))
     for i, (t, gi) in enumerate(zip(node.inputs, result, strict=True)):
         if gi is None:
             continue
         if not isinstance(gi, np.ndarray | np.generic) or gi.shape != t.shape or gi.dtype != t.dtype:
             got = f"{gi.dtype} {gi.shape}" if isinstance(gi, np.ndarray | np.generic) else type(gi).__name__
-            raise RuntimeError(f"{node.name}.backward: gradient {i} is {got}, its input is {t.dtype} {t.shape}")
+            raise ContractError(
+                node.name, "shape", f"backward: gradient {i} is {got}, its input is {t.dtype} {t.shape}", i
+            )
+    result = tuple(gi if gi is None else np.asarray(gi) for gi in result)
     # a leaf keeps its gradient: it must not share memory with another gradient or with what was saved
     return tuple(_own(gi, g, saved, result[:i]) if t is not None and t.is_leaf else gi
                  for i, (t, gi) in enumerate(zip(node.inputs, result, strict=True)))
 
 
+def _run_rule(node: Node, g: np.ndarray) -> tuple[Any, ...]:
+    assert node.function is not None
+    before = checksum(g) if Context.debug else None
+    with profiler.record(node.name, "backward"):
+        result = node.function.backward(node, g)
+    if before is not None:
+        if checksum(g) != before:
+            raise ContractError(node.name, "mutates-gradient", "backward wrote to the gradient that it was given")
+        node.check_unchanged()
+    return result if isinstance(result, tuple) else (result,)
+
+
 def _own(gi: Any, g: np.ndarray, saved: tuple[Any, ...], earlier: tuple[Any, ...]) -> Any:
     if gi is None:
         return None
-    shared = gi is g or getattr(gi, "base", None) is not None or any(gi is a for a in (*saved, *earlier))
-    return np.array(gi) if shared or not isinstance(gi, np.ndarray) else gi
+    shared = gi is g or gi.base is not None or any(gi is a for a in (*saved, *earlier))
+    return np.array(gi) if shared else gi

@@ -11,6 +11,15 @@ from minitorch_peft.autograd import profiler
 from minitorch_peft.autograd.tensor import Tensor, Version, is_grad_enabled
 
 
+class ContractError(RuntimeError):
+    """An operation broke its contract with the engine: it returned the wrong number of gradients or a gradient of
+    another shape or dtype, or it wrote to an array that is not its own (the last is noticed in debug mode)."""
+
+    def __init__(self, operation: str, cause: str, message: str, input_index: int | None = None) -> None:
+        super().__init__(f"{operation}.{message}")
+        self.operation, self.cause, self.input_index = operation, cause, input_index
+
+
 class Context:
     """What one call of a Function leaves for its backward pass.
 
@@ -20,6 +29,7 @@ class Context:
     """
 
     debug: ClassVar[bool] = False
+    tape: ClassVar[list[tuple[Node, tuple[Tensor | None, ...], dict[str, Any]]] | None] = None  # gradcheck's record
 
     def __init__(self, name: str, needs_input_grad: tuple[bool, ...]) -> None:
         self.name = name
@@ -62,7 +72,10 @@ class Node(Context):
         if self.checksums is not None:
             arrays = [a for a in self.saved if isinstance(a, np.ndarray)]
             if [checksum(a) for a in arrays] != self.checksums:
-                raise RuntimeError(f"{self.name} saved an array for backward that was written to through .data")
+                raise RuntimeError(
+                    f"{self.name} saved an array for backward that was written to through .data (or by a rule). "
+                    "Write to a copy."
+                )
 
     def release(self) -> None:
         """Drop everything that was kept; a second backward through here is an error."""
@@ -76,7 +89,8 @@ def checksum(array: np.ndarray) -> int:
 
 
 def set_debug(enabled: bool) -> None:
-    """With debugging on, backward also notices writes through ``.data`` (it checksums what was saved)."""
+    """With debugging on, checksums tell when an array is written to that should not be: a saved one through
+    ``.data``, an input by a forward, an incoming gradient or a saved array by a backward."""
     Context.debug = enabled
 
 
@@ -115,10 +129,15 @@ class Function:
         enabled = is_grad_enabled()
         needs = tuple(enabled and t is not None and t.requires_grad for t in tensors)
         ctx = Node(cls, tensors, needs) if any(needs) else Context(cls.__name__, needs)
+        if Context.tape is not None and isinstance(ctx, Node):
+            Context.tape.append((ctx, tensors, constants))
+        given = tuple(t for t in tensors if t is not None)
+        before = [checksum(t.data) for t in given] if Context.debug else None
         with profiler.record(cls.__name__, "forward"):
             array = cls.forward(ctx, *(None if t is None else t.data for t in tensors), **constants)
+        if before is not None and before != [checksum(t.data) for t in given]:
+            raise ContractError(cls.__name__, "mutates-input", "forward wrote to one of its inputs")
         out = Tensor(np.asarray(array))
-        given = tuple(t for t in tensors if t is not None)
         for t in given:  # a view of an input is the same memory: a write to one is a write to the other
             if shares_buffer(out.data, t.data):
                 out.version = t.version

@@ -8,16 +8,17 @@ step)``. Adding a parameter, resuming a run, or recomputing a block therefore ch
 from __future__ import annotations
 
 import hashlib
+from operator import index
 
 import numpy as np
 
 
 def generator(seed: int, *site: str | int) -> np.random.Generator:
-    """The generator for one place; the same arguments give the same numbers, always.
+    """The generator for one place; the same arguments give the same numbers, always. TypeError for a float.
 
     >>> float(generator(0, "init", "w").random()) == float(generator(0, "init", "w").random())
     True
     """
-    text = repr((int(seed), *(s if isinstance(s, str) else int(s) for s in site)))
+    text = repr((int(index(seed)), *(s if isinstance(s, str) else int(index(s)) for s in site)))
     key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
     return np.random.Generator(np.random.Philox(key=key))
