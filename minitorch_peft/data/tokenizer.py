@@ -1,0 +1,175 @@
+"""A byte-level BPE tokenizer of 1,024 entries, and how it was trained.
+
+Byte-level: the first entries are all 256 bytes, so any string survives the round trip, thorns and emoji alike.
+Small: at this model size every entry of the vocabulary costs a row of the embedding.
+
+Trained on the *training* books of all five translations. All, because an adapted model must spell 1395's English
+with the same pieces that its base learnt from today's; the training books only, because merges are learnt
+from text too, and one that fits a held-out book would flatter its bits per byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tokenizers
+
+VOCAB_SIZE: Final = 1024
+END, PAD, SEP = "<|endoftext|>", "<|pad|>", "<|sep|>"
+# Reserved, in the order of their ids (0, 1, 2, 3 ... 18): the spare ones are for later tasks.
+RESERVED: Final[tuple[str, ...]] = (END, PAD, SEP, *(f"<|spare_{i}|>" for i in range(16)))
+
+
+class Tokenizer:
+    """Text to ids and back; a thin wrapper around a Hugging Face ``tokenizer.json``.
+
+    >>> tok = Tokenizer.from_pretrained("tiny")
+    >>> tok.vocab_size, tok.eos_token_id, tok.pad_token_id, tok.sep_token_id
+    (1024, 0, 1, 2)
+    >>> tok.decode(tok.encode("In þe bigynnyng 🙂"))
+    'In þe bigynnyng 🙂'
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend = backend
+        # What a foreign file may ask for (as BERT's do) would make batches ragged or cut texts without a word.
+        backend.no_padding()
+        backend.no_truncation()
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Read a ``tokenizer.json``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a tokenizer.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no tokenizer file at {path}: expected a Hugging Face tokenizer.json")
+        return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the given text") -> Tokenizer:
+        """Read the contents of a ``tokenizer.json``; ``source`` is named in the error."""
+        import tokenizers
+
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises a bare Exception
+            raise ValueError(f"{source} is not a Hugging Face tokenizer.json: {error}") from None
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Tokenizer:
+        """The tokenizer of an embedded model ("tiny" and its sisters share one), or of a model's directory."""
+        if Path(source).is_dir():
+            return cls.from_file(Path(source) / "tokenizer.json")
+        if str(source) in EMBEDDED_MODELS:
+            file = resources.files("minitorch_peft.data").joinpath("tokenizer.json")
+            return cls.from_json(file.read_text(encoding="utf-8"), str(file))
+        raise FileNotFoundError(
+            f"no tokenizer for {str(source)!r}: expected a directory that holds tokenizer.json, or one of "
+            f"{', '.join(sorted(EMBEDDED_MODELS))}"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write ``tokenizer.json``; a directory gets a file of that name."""
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, reserved ones included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, token: str) -> int:
+        """The id of one token.
+
+        Raises:
+            KeyError: the tokenizer has no such token.
+        """
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise KeyError(f"this tokenizer has no token {token!r}")
+        return found
+
+    @property
+    def eos_token_id(self) -> int:
+        """The end of a text, which also stands before the first one."""
+        return self.token_id(END)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills a short row."""
+        return self.token_id(PAD)
+
+    @property
+    def sep_token_id(self) -> int:
+        """What stands between a source and its target."""
+        return self.token_id(SEP)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added around it."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, in parallel."""
+        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
+        """The text of a row of ids."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+
+EMBEDDED_MODELS: Final[frozenset[str]] = frozenset({"mini", "tiny", "small"})
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """A new tokenizer from texts; the same texts give the same tokenizer.
+
+    Raises:
+        ValueError: the texts are too few for that many entries.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(RESERVED),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() != vocab_size:
+        raise ValueError(
+            f"the texts gave {backend.get_vocab_size()} entries, expected {vocab_size}: give more text, or ask for fewer"
+        )
+    return Tokenizer(backend)
+
+
+def train_shipped_tokenizer() -> Tokenizer:
+    """Make the tokenizer that ships with the package again, from the five translations.
+
+    ``python -m minitorch_peft.data.tokenizer PATH`` saves it.
+    """
+    from minitorch_peft.data.corpora import TRANSLATIONS, load_corpus
+
+    return train_tokenizer(text for name in TRANSLATIONS for text in load_corpus(name).split("train").texts)
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m minitorch_peft.data.tokenizer PATH   (writes tokenizer.json)")
+    train_shipped_tokenizer().save(sys.argv[1])
