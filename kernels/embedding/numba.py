@@ -1,0 +1,64 @@
+"""Gather rows, and add them back: each thread owns the ids of one residue class, so no two write the same row."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..checks import ids_within
+from ..jit import IDS, IN2, INT, OUT2, inner, kernel, parts
+from ..layout import rows_of
+from ..math32 import add
+
+
+@inner
+def _gather(t, parts, weight, ids, out):
+    for i in range(t * ids.size // parts, (t + 1) * ids.size // parts):
+        out[i] = weight[ids[i]]
+
+
+@kernel(INT, IN2, IDS, OUT2)
+def _forward(parts, weight, ids, out):
+    if parts == 1:
+        _gather(0, 1, weight, ids, out)
+        return
+    for t in prange(parts):
+        _gather(t, parts, weight, ids, out)
+
+
+@inner
+def _scatter(t, parts, grad, ids, dweight):
+    """Add up the rows of the ids that leave remainder t: frequent ids are small numbers, so this shares them out."""
+    for v in range(t, dweight.shape[0], parts):
+        dweight[v] = 0
+    for i in range(ids.size):
+        if ids[i] % parts == t:
+            add(dweight[ids[i]], grad[i])
+
+
+@kernel(INT, IN2, IDS, OUT2)
+def _backward(parts, grad, ids, dweight):
+    if parts == 1:
+        _scatter(0, 1, grad, ids, dweight)
+        return
+    for t in prange(parts):
+        _scatter(t, parts, grad, ids, dweight)
+
+
+def embedding_forward(weight: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """See the reference."""
+    ids_within("embedding", ids, weight.shape[0])
+    out = np.empty((ids.size, weight.shape[1]), np.float32)
+    flat = np.ascontiguousarray(ids, np.int64).reshape(-1)
+    _forward(parts(out.size), np.ascontiguousarray(weight), flat, out)
+    return out.reshape(*ids.shape, weight.shape[1])
+
+
+def embedding_backward(grad: np.ndarray, ids: np.ndarray, num_embeddings: int) -> np.ndarray:
+    """See the reference."""
+    ids_within("embedding", ids, num_embeddings)
+    rows = rows_of(grad)
+    dweight = np.empty((num_embeddings, rows.shape[1]), np.float32)
+    flat = np.ascontiguousarray(ids, np.int64).reshape(-1)
+    _backward(parts(rows.size + dweight.size), rows, flat, dweight)
+    return dweight

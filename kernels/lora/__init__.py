@@ -1,0 +1,1 @@
+"""A frozen linear layer and its low-rank update in one pass."""

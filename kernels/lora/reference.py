@@ -1,0 +1,74 @@
+"""y = x W.T + b + s (x A.T) B.T (Hu et al. 2021, arXiv 2106.09685, equation 3) and its gradient: the definition."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..checks import same_length
+
+
+def lora_linear_forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    lora_a: np.ndarray,
+    lora_b: np.ndarray,
+    scaling: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """y = x W.T + b + s (x A.T) B.T; the product B A is never formed.
+
+    x (..., K), weight (N, K), bias (N,) or None, lora_a (r, K), lora_b (N, r); returns y (..., N) and xa = x A.T (..., r),
+    which the backward pass needs. Raises ValueError when the shapes do not fit together.
+
+    >>> one = np.ones((1, 1))
+    >>> y, xa = lora_linear_forward(np.array([[3.0]]), one, None, 2 * one, 5 * one, 0.1)
+    >>> y.tolist(), xa.tolist()
+    ([[6.0]], [[6.0]])
+    """
+    check_shapes(x, weight, lora_a, lora_b)
+    y = x @ weight.T
+    xa = x @ lora_a.T
+    y += (xa @ lora_b.T) * x.dtype.type(scaling)
+    if bias is not None:
+        y += bias
+    return y, xa
+
+
+def lora_linear_backward(
+    grad: np.ndarray,
+    x: np.ndarray,
+    xa: np.ndarray,
+    weight: np.ndarray,
+    lora_a: np.ndarray,
+    lora_b: np.ndarray,
+    scaling: float,
+    needs: tuple[bool, bool, bool, bool, bool] = (True, False, False, True, True),
+) -> tuple[np.ndarray | None, ...]:
+    """Gradients (dx, dweight, dbias, da, db) from grad (..., N); None where ``needs`` is False.
+
+    With d(xa) = s g B: dx = g W + d(xa) A, dA = d(xa).T x, dB = s g.T xa; a frozen W costs no product of its own.
+
+    >>> one = np.ones((1, 1))
+    >>> dx, _, _, da, db = lora_linear_backward(one, 3 * one, 6 * one, one, 2 * one, 5 * one, 0.1)
+    >>> dx.tolist(), da.tolist(), db.round(6).tolist()
+    ([[2.0]], [[1.5]], [[0.6]])
+    """
+    s = grad.dtype.type(scaling)
+    g = grad.reshape(-1, weight.shape[0]) if grad.size else grad.reshape(0, weight.shape[0])
+    rows, xa_rows = x.reshape(len(g), weight.shape[1]), xa.reshape(len(g), lora_a.shape[0])
+    dxa = s * (g @ lora_b)
+    return (
+        (g @ weight + dxa @ lora_a).reshape(x.shape) if needs[0] else None,
+        g.T @ rows if needs[1] else None,
+        g.sum(0) if needs[2] else None,
+        dxa.T @ rows if needs[3] else None,
+        s * (g.T @ xa_rows) if needs[4] else None,
+    )
+
+
+def check_shapes(x: np.ndarray, weight: np.ndarray, lora_a: np.ndarray, lora_b: np.ndarray) -> None:
+    """Raise ValueError unless x (..., K), weight (N, K), lora_a (r, K) and lora_b (N, r) fit together."""
+    same_length("lora_linear", "x.shape[-1]", x.shape[-1], "weight.shape[1]", weight.shape[1])
+    same_length("lora_linear", "lora_a.shape[1]", lora_a.shape[1], "weight.shape[1]", weight.shape[1])
+    same_length("lora_linear", "lora_b.shape[0]", lora_b.shape[0], "weight.shape[0]", weight.shape[0])
+    same_length("lora_linear", "lora_a.shape[0]", lora_a.shape[0], "lora_b.shape[1]", lora_b.shape[1])

@@ -1,0 +1,88 @@
+"""Products of stacks of matrices: each thread takes some of the stack, or some rows where there is one matrix only.
+
+Transposed operands are read where they lie; only an operand without unit stride in either of its last axes is copied.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from .. import runtime
+from ..gemm import at, gemm
+from ..jit import FLAG, IDS, INT, OUT3, inner, kernel, parts
+from .reference import check_shapes
+
+
+@inner
+def _block(t, parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out):
+    count, m, n = out.shape
+    for i in range(t * count // parts, (t + 1) * count // parts):
+        gemm(
+            blas,
+            a_t,
+            b_t,
+            m,
+            n,
+            k,
+            1.0,
+            a + 4 * a_step[i],
+            a_ld,
+            b + 4 * b_step[i],
+            b_ld,
+            0.0,
+            at(out, i * m * n),
+            n,
+        )
+
+
+@inner
+def _row_block(t, parts, blas, k, a, a_ld, a_t, b, b_ld, b_t, out):
+    _, m, n = out.shape
+    m0, m1 = t * m // parts, (t + 1) * m // parts
+    first = m0 if a_t else m0 * a_ld
+    gemm(blas, a_t, b_t, m1 - m0, n, k, 1.0, a + 4 * first, a_ld, b, b_ld, 0.0, at(out, m0 * n), n)
+
+
+@kernel(INT, INT, INT, INT, IDS, INT, FLAG, INT, IDS, INT, FLAG, OUT3)
+def _matmul(parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out):
+    if parts == 1:
+        _block(0, 1, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out)
+        return
+    split_rows = out.shape[0] == 1
+    for t in prange(parts):
+        if split_rows:
+            _row_block(t, parts, blas, k, a, a_ld, a_t, b, b_ld, b_t, out)
+        else:
+            _block(t, parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out)
+
+
+def _operand(x: np.ndarray, batch: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, int, bool]:
+    """(array kept alive, element offset of each matrix, distance of rows, is it stored transposed)."""
+    rows, columns = x.shape[-2:]
+    row, column = (stride // 4 for stride in x.strides[-2:])
+    plain = (column == 1 or columns == 1) and row >= columns
+    transposed = not plain and (row == 1 or rows == 1) and column >= rows
+    if not plain and not transposed:
+        x = np.ascontiguousarray(x)
+        row = columns
+    offsets = np.zeros(1, np.int64)
+    strides = np.broadcast_to(x, (*batch, rows, columns)).strides[:-2]
+    for size, stride in zip(batch, strides, strict=True):
+        offsets = np.add.outer(offsets, np.arange(size) * (stride // 4)).ravel()
+    return x, offsets, column if transposed else row, transposed
+
+
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """See the reference."""
+    check_shapes(a, b)
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = np.empty((*batch, a.shape[-2], b.shape[-1]), np.float32)
+    a, a_step, a_ld, a_t = _operand(a, batch)
+    b, b_step, b_ld, b_t = _operand(b, batch)
+    k = a.shape[-1]
+    _matmul(
+        parts(out.size * k), runtime.start(), k, a.ctypes.data, a_step, a_ld, a_t, b.ctypes.data, b_step, b_ld, b_t,
+        out.reshape(a_step.size, *out.shape[-2:]),
+    )  # fmt: skip
+    return out

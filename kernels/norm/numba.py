@@ -1,0 +1,162 @@
+"""Layer norm and RMS norm: one pass over each row while it is in the cache.
+
+Both are one computation: RMS norm is layer norm that takes the mean to be zero. Gradients of weight and bias are summed
+by each thread into a row of its own; the rows are added in order, so the result depends on the thread count only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+
+from ..jit import FLAG, IN1, IN2, INT, OUT1, OUT2, REAL, inner, kernel, parts
+from ..layout import rows_of
+
+f32 = np.float32
+
+
+@inner
+def _forward_row(x, weight, bias, eps, centre, y):
+    size = f32(x.size)
+    mean = f32(0)
+    if centre:
+        for j in range(x.size):
+            mean += x[j]
+        mean /= size
+    square = f32(0)
+    for j in range(x.size):
+        d = x[j] - mean
+        square += d * d
+    rstd = f32(1) / math.sqrt(square / size + f32(eps))
+    for j in range(x.size):
+        y[j] = (x[j] - mean) * rstd * weight[j] + bias[j]
+    return mean, rstd
+
+
+@inner
+def _forward_rows(t, parts, x, weight, bias, eps, centre, y, mean, rstd):
+    rows = x.shape[0]
+    for i in range(t * rows // parts, (t + 1) * rows // parts):
+        mean[i], rstd[i] = _forward_row(x[i], weight, bias, eps, centre, y[i])
+
+
+@kernel(INT, IN2, IN1, IN1, REAL, FLAG, OUT2, OUT1, OUT1)
+def _forward(parts, x, weight, bias, eps, centre, y, mean, rstd):
+    if parts == 1:
+        _forward_rows(0, 1, x, weight, bias, eps, centre, y, mean, rstd)
+        return
+    for t in prange(parts):
+        _forward_rows(t, parts, x, weight, bias, eps, centre, y, mean, rstd)
+
+
+@inner
+def _input_row(grad, x, weight, mean, rstd, centre, dx):
+    """dx = rstd (d - mean(d) - h mean(d h)), with d = grad weight and h = (x - mean) rstd."""
+    size = f32(x.size)
+    sum_d, sum_dh = f32(0), f32(0)
+    for j in range(x.size):
+        d = grad[j] * weight[j]
+        sum_d += d
+        sum_dh += d * (x[j] - mean)
+    mean_d = sum_d / size if centre else f32(0)
+    slope = sum_dh / size * rstd * rstd
+    for j in range(x.size):
+        dx[j] = rstd * (grad[j] * weight[j] - mean_d - (x[j] - mean) * slope)
+
+
+@inner
+def _parameter_row(grad, x, mean, rstd, dweight, dbias):
+    for j in range(x.size):
+        dweight[j] += grad[j] * (x[j] - mean) * rstd
+        dbias[j] += grad[j]
+
+
+@inner
+def _backward_rows(
+    t, parts, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias
+):
+    rows = x.shape[0]
+    if need_parameters:
+        dweight[t] = 0
+        dbias[t] = 0
+    for i in range(t * rows // parts, (t + 1) * rows // parts):
+        if need_x:
+            _input_row(grad[i], x[i], weight, mean[i], rstd[i], centre, dx[i])
+        if need_parameters:
+            _parameter_row(grad[i], x[i], mean[i], rstd[i], dweight[t], dbias[t])
+
+
+@kernel(INT, IN2, IN2, IN1, IN1, IN1, FLAG, FLAG, FLAG, OUT2, OUT2, OUT2)
+def _backward(parts, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias):
+    if parts == 1:
+        _backward_rows(0, 1, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias)
+        return
+    for t in prange(parts):
+        _backward_rows(
+            t, parts, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias
+        )
+
+
+def _run_forward(x, weight, bias, eps, centre):
+    rows = rows_of(x)
+    count, size = rows.shape
+    weight = np.ones(size, np.float32) if weight is None else np.ascontiguousarray(weight)
+    bias = np.zeros(size, np.float32) if bias is None else np.ascontiguousarray(bias)
+    y, mean, rstd = (
+        np.empty((count, size), np.float32),
+        np.empty(count, np.float32),
+        np.empty(count, np.float32),
+    )
+    _forward(parts(rows.size), rows, weight, bias, eps, centre, y, mean, rstd)
+    return y.reshape(x.shape), mean.reshape(x.shape[:-1]), rstd.reshape(x.shape[:-1])
+
+
+def _run_backward(grad, x, weight, mean, rstd, centre, need_x, need_parameters):
+    g, rows = rows_of(grad), rows_of(x)
+    size, pieces = rows.shape[1], parts(rows.size)
+    weight = np.ones(size, np.float32) if weight is None else np.ascontiguousarray(weight)
+    dx = np.empty(rows.shape if need_x else (0, 0), np.float32)
+    dweight, dbias = (np.empty((pieces, size if need_parameters else 0), np.float32) for _ in range(2))
+    mean, rstd = (np.ascontiguousarray(v).reshape(-1) for v in (mean, rstd))
+    _backward(pieces, g, rows, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias)
+    return dx.reshape(x.shape) if need_x else None, dweight.sum(0), dbias.sum(0)
+
+
+def layer_norm_forward(
+    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """See the reference."""
+    return _run_forward(x, weight, bias, eps, True)
+
+
+def layer_norm_backward(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """See the reference."""
+    dx, dweight, dbias = _run_backward(grad, x, weight, mean, rstd, True, needs[0], needs[1] or needs[2])
+    return dx, dweight if needs[1] else None, dbias if needs[2] else None
+
+
+def rms_norm_forward(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """See the reference."""
+    y, _, rstd = _run_forward(x, weight, None, eps, False)
+    return y, rstd
+
+
+def rms_norm_backward(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    rstd: np.ndarray,
+    needs: tuple[bool, bool] = (True, True),
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """See the reference."""
+    dx, dweight, _ = _run_backward(grad, x, weight, np.zeros_like(rstd), rstd, False, *needs)
+    return dx, dweight if needs[1] else None

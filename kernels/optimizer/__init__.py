@@ -1,0 +1,1 @@
+"""The AdamW update and the norm that clipping needs."""

@@ -1,0 +1,82 @@
+"""AdamW in one pass (each of the four arrays is read once and three are written once), and the clipping norm."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+
+from ..jit import IN1, INT, OUT1, OUT1_F64, REAL, inner, kernel, parts
+from .reference import check_state
+
+f32 = np.float32
+
+
+@inner
+def _update(t, parts, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
+    for i in range(t * p.size // parts, (t + 1) * p.size // parts):
+        m[i] += blend1 * (g[i] - m[i])
+        v[i] = beta2 * v[i] + blend2 * g[i] * g[i]
+        p[i] = p[i] * keep - rate * (m[i] / (math.sqrt(v[i]) * root_scale + eps))
+
+
+@kernel(INT, OUT1, IN1, OUT1, OUT1, REAL, REAL, REAL, REAL, REAL, REAL, REAL)
+def _adamw(parts, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
+    keep, blend1, beta2, blend2 = f32(keep), f32(blend1), f32(beta2), f32(blend2)
+    root_scale, eps, rate = f32(root_scale), f32(eps), f32(rate)
+    if parts == 1:
+        _update(0, 1, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate)
+        return
+    for t in prange(parts):
+        _update(t, parts, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate)
+
+
+@inner
+def _sum_squares(t, parts, x, sums):
+    total = 0.0
+    for i in range(t * x.size // parts, (t + 1) * x.size // parts):
+        total += np.float64(x[i]) * np.float64(x[i])
+    sums[t] = total
+
+
+@kernel(INT, IN1, OUT1_F64)
+def _square_norm(parts, x, sums):
+    if parts == 1:
+        _sum_squares(0, 1, x, sums)
+        return
+    for t in prange(parts):
+        _sum_squares(t, parts, x, sums)
+
+
+def adamw_step(
+    param: np.ndarray,
+    grad: np.ndarray,
+    exp_avg: np.ndarray,
+    exp_avg_sq: np.ndarray,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """See the reference."""
+    check_state(param, grad, exp_avg, exp_avg_sq, step)
+    state = (param, exp_avg, exp_avg_sq)
+    p, m, v = (np.ascontiguousarray(a).reshape(-1) for a in state)
+    _adamw(
+        parts(p.size), p, np.ascontiguousarray(grad).reshape(-1), m, v,
+        1 - lr * weight_decay, 1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), eps, lr / (1 - beta1**step),
+    )  # fmt: skip
+    for array, updated in zip(state, (p, m, v), strict=True):
+        if not np.may_share_memory(array, updated):  # it was not contiguous: the update went into a copy
+            array[...] = updated.reshape(array.shape)
+
+
+def square_norm(x: np.ndarray) -> float:
+    """See the reference."""
+    pieces = parts(x.size)
+    sums = np.empty(pieces)
+    _square_norm(pieces, np.ascontiguousarray(x).reshape(-1), sums)
+    return float(sums.sum())

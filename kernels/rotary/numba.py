@@ -1,0 +1,61 @@
+"""Rotary position embedding in one pass, from any layout into (B, T, H, D) memory."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..jit import INT, OUT4, REAL, VIEW3, VIEW4, inner, kernel, parts
+from ..layout import rows_adjacent
+from ..pointers import row_at
+from .reference import angles
+
+f32 = np.float32
+
+
+@inner
+def _rotate(x, cos, sin, sign, y):
+    half = cos.size
+    for j in range(half):
+        y[j] = x[j] * cos[j] - x[half + j] * (sign * sin[j])
+        y[half + j] = x[half + j] * cos[j] + x[j] * (sign * sin[j])
+
+
+@inner
+def _positions(t, parts, x, cos, sin, sign, out):
+    batch, length, heads, size = out.shape
+    total = batch * length
+    for i in range(t * total // parts, (t + 1) * total // parts):
+        b, p = i // length, i % length
+        c = row_at(cos.ctypes.data + b * cos.strides[0] + p * cos.strides[1], size // 2)
+        s = row_at(sin.ctypes.data + b * sin.strides[0] + p * sin.strides[1], size // 2)
+        for h in range(heads):
+            row = row_at(x.ctypes.data + b * x.strides[0] + h * x.strides[1] + p * x.strides[2], size)
+            _rotate(row, c, s, f32(sign), out[b, p, h])
+
+
+@kernel(INT, VIEW4, VIEW3, VIEW3, REAL, OUT4)
+def _rotary(parts, x, cos, sin, sign, out):
+    if parts == 1:
+        _positions(0, 1, x, cos, sin, sign, out)
+        return
+    for t in prange(parts):
+        _positions(t, parts, x, cos, sin, sign, out)
+
+
+def _run(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, sign: float) -> np.ndarray:
+    b, h, t, d = x.shape
+    out = np.empty((b, t, h, d), np.float32)
+    tables = (rows_adjacent(angles(x, table)) for table in (cos, sin))
+    _rotary(parts(out.size), rows_adjacent(x), *tables, sign, out)
+    return out.transpose(0, 2, 1, 3)
+
+
+def rotary_forward(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """See the reference."""
+    return _run(x, cos, sin, 1.0)
+
+
+def rotary_backward(grad: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """See the reference."""
+    return _run(grad, cos, sin, -1.0)
