@@ -17,6 +17,8 @@ class Embedding(Module):
     Seen as a linear map of one-hot vectors, its dense weight (out, in) is ``weight`` transposed.
     """
 
+    takes_ids = True
+
     def __init__(self, num_embeddings: int, embedding_dim: int, weight_init: init.Init | None = None) -> None:
         self.in_features = num_embeddings
         self.out_features = embedding_dim
@@ -28,9 +30,21 @@ class Embedding(Module):
     def base_forward(self, ids: Tensor | np.ndarray) -> Tensor:
         return F.embedding(ids, self.weight)
 
+    def linear_terms(self) -> None:
+        """None: an embedding looks rows up, it does not multiply."""
+        return None
+
+    def project(self, ids: Tensor | np.ndarray, rows: Tensor) -> Tensor:
+        """The columns of ``rows`` (r, in_features) that ``ids`` (...) choose, as (..., r)."""
+        return F.embedding(ids, rows.transpose(0, 1))
+
     def dense_weight(self) -> np.ndarray:
         """The weight as a dense array (out_features, in_features)."""
         return self.weight.data.T
+
+    def set_dense_weight(self, array: np.ndarray) -> None:
+        """Put ``array`` (out_features, in_features) in place of the weight's."""
+        self.weight.data = np.ascontiguousarray(array.T)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"

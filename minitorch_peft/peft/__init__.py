@@ -1,0 +1,19 @@
+"""Adaptation: a frozen base, and small trainable functions attached to it from outside."""
+
+from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.merge import MergeCertificate
+from minitorch_peft.peft.model import PeftModel, get_peft_model
+from minitorch_peft.peft.parameter import BitFitConfig, FullConfig, LoraConfig, PartialConfig
+from minitorch_peft.peft.registry import METHODS
+
+__all__ = [
+    "METHODS",
+    "BitFitConfig",
+    "FullConfig",
+    "LoraConfig",
+    "MergeCertificate",
+    "PartialConfig",
+    "PeftConfig",
+    "PeftModel",
+    "get_peft_model",
+]

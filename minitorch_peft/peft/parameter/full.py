@@ -1,0 +1,50 @@
+"""Full fine-tuning: every parameter of the base, from φ₀ to φ₀ + Δφ.
+
+    max over φ of Σ_(x,y) Σ_t log P_φ(y_t | x, y_<t)
+
+Parameters: all of them, so one copy of the model for every task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from minitorch_peft.models import GPT
+from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.peft.registry import Method, register
+
+
+@dataclass
+class FullConfig(PeftConfig):
+    peft_type: ClassVar[str] = "FULL"
+
+
+class Full(Adapter):
+    def attach(self, config: FullConfig) -> None:
+        self.select([path for path, _ in base_parameters(self.model)])
+
+
+def full_count(model: GPT, config: FullConfig) -> int:
+    """|θ|."""
+    return sum(p.data.size for _, p in base_parameters(model))
+
+
+register(
+    Method(
+        name="full",
+        config=FullConfig,
+        adapter=Full,
+        shape="select",
+        folder="parameter",
+        start="bitwise",
+        count=full_count,
+        mergeable=True,
+        rowwise=False,
+        stackable_with=("reparam", "around", "tokens", "select"),
+        summary="every parameter",
+        examples=(FullConfig(),),
+    )
+)

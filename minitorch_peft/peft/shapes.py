@@ -1,0 +1,134 @@
+"""The four base shapes. Every method is one of them: a small trainable function attached from outside.
+
+=========  ====================================================================  ================================
+Reparam    defines ``effective(W)`` and a ``forward`` held equal to it           LoRA, DoRA, sparse masks
+Around     a function of a wrapped module's input or output                      adapters, IA3, LoReFT, a ladder
+Tokens     vectors before the positions are added, or keys and values to start   prompt tuning, prefix tuning
+Select     a trainable copy in place of each chosen parameter                    full, top layers, BitFit
+=========  ====================================================================  ================================
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import minitorch_peft.functional as F
+from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.nn import ForwardContext, Module, Parameter
+from minitorch_peft.peft.inject import Wrapper
+
+if TYPE_CHECKING:
+    from minitorch_peft.peft.adapter import Adapter
+
+
+class Attached(Wrapper):
+    """A wrapper that belongs to a named adapter and acts on the rows that run under it.
+
+    A shape defines ``adapted`` (all rows run under the adapter) and ``mixed`` (some do: ``rows``, bool (B,)).
+    """
+
+    def __init__(self, base_layer: Module, path: str, adapter: Adapter) -> None:
+        self.base_layer = base_layer
+        self.path = path
+        self.adapter = adapter
+
+    def forward(self, x: Tensor, context: ForwardContext | None = None) -> Tensor:
+        rows = self.adapter.rows(context)
+        if isinstance(rows, np.ndarray):
+            return self.mixed(x, context, rows)
+        return self.adapted(x, context) if rows else self.base_layer(x, context)
+
+    def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
+        raise NotImplementedError
+
+    def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return repr(self.adapter.name)
+
+
+def on_rows(rows: np.ndarray, y: Tensor, otherwise: Tensor) -> Tensor:
+    """``y`` (B, ...) where ``rows`` (B,) is true, ``otherwise`` elsewhere."""
+    return F.where(rows.reshape(-1, *[1] * (y.ndim - 1)), y, otherwise)
+
+
+class Reparam(Attached):
+    """Stands for a layer whose weight W (out, in) is replaced by ``effective(W)``, without forming it.
+
+    ``delta(x)`` is what the adapter adds to the layer's output; it is zero in the rows of other adapters.
+    """
+
+    def effective(self, weight: np.ndarray) -> np.ndarray:
+        """The weight (out, in) that this layer amounts to: for merging, and as an oracle for ``forward``."""
+        raise NotImplementedError
+
+    def delta(self, x: Tensor, context: ForwardContext | None) -> Tensor:
+        raise NotImplementedError
+
+    def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
+        return self.base_layer(x, context) + self.delta(x, context)
+
+    def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
+        y = self.base_layer(x, context)
+        return on_rows(rows, y + self.delta(x, context), y)
+
+
+class Around(Attached):
+    """A function of the wrapped module's input (``before``), output (``after``), or both."""
+
+    def before(self, x: Tensor, context: ForwardContext | None) -> Tensor:
+        return x
+
+    def after(self, y: Tensor, x: Tensor, context: ForwardContext | None) -> Tensor:
+        """What becomes of the output ``y`` that the wrapped module gave for ``x``."""
+        return y
+
+    def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
+        return self.after(self.base_layer(self.before(x, context), context), x, context)
+
+    def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
+        y = self.base_layer(on_rows(rows, self.before(x, context), x), context)
+        return on_rows(rows, self.after(y, x, context), y)
+
+
+class Tokens(Around):
+    """Stands around ``embed``: puts ``prompt()`` (k, C) before the vectors of the input, in the first pass only."""
+
+    def prompt(self) -> Tensor:
+        raise NotImplementedError
+
+    def before(self, x: Tensor, context: ForwardContext | None) -> Tensor:
+        if context is not None and context.past_length:
+            return x  # the cache holds the prompt's keys and values already
+        prompt = self.prompt()
+        return F.cat([prompt.expand(x.shape[0], *prompt.shape), x], dim=1)
+
+
+class Selected:
+    """One parameter of the base with a trainable copy: while active, the copy stands in its place."""
+
+    def __init__(self, holder: Module, name: str, adapter: str) -> None:
+        self.holder = holder
+        self.name = name
+        self.original: Parameter = holder.get(name)
+        self.copy = Parameter(self.original.data.copy(), self.original.init, owner=adapter)
+
+    def place(self, value: Parameter) -> None:
+        setattr(self.holder, self.name, value)
+
+
+def parameters_of(wrapper: Attached) -> dict[str, Parameter]:
+    """A wrapper's own parameters, those of its own sub-modules included, without what it wraps."""
+    found: dict[str, Parameter] = {}
+    for name, value in vars(wrapper).items():
+        if isinstance(value, Parameter):
+            found[name] = value
+        elif isinstance(value, Module) and name != "base_layer":
+            found.update({f"{name}.{n}": p for n, p in value.named_parameters()})
+    return found
+
+
+State = dict[str, Any]
