@@ -1,0 +1,1 @@
+"""Files to dicts of arrays and back: safetensors, JSON, Hugging Face directories."""

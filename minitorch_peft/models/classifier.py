@@ -1,0 +1,102 @@
+"""A GPT that labels sequences: one vector of its last hidden states, and a linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import minitorch_peft.functional as F
+from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.models.gpt import GPT
+from minitorch_peft.models.inputs import as_ids
+from minitorch_peft.nn import ForwardContext, Linear, Module, init
+
+POOLINGS = ("last", "mean")
+
+
+@dataclass
+class ClassifierOutput:
+    """``logits`` (B, num_labels); ``loss`` () where labels were given."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+    num_labels: int = 0  # targets that ``loss`` is the mean over
+
+
+class SequenceClassifier(Module):
+    """``score`` of the last token's hidden state, padding left out (as in ``transformers``), or of the mean.
+
+    >>> from minitorch_peft.models import GPTConfig
+    >>> gpt = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=16, n_layer=1, n_head=2), seed=0)
+    >>> SequenceClassifier(gpt, num_labels=3)(np.arange(10).reshape(2, 5)).logits.shape
+    (2, 3)
+    """
+
+    def __init__(self, model: GPT, num_labels: int, pooling: str = "last", seed: int = 0) -> None:
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r}: expected one of {POOLINGS}")
+        if num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {num_labels}")
+        config = model.config
+        self.model = model
+        self.pooling = pooling
+        self.score = Linear(config.n_embd, num_labels, False, init.normal(config.initializer_range))
+        init.initialize(self.score, seed, "score.")
+
+    def forward(
+        self,
+        input_ids: Any,
+        labels: Any = None,
+        attention_mask: Any = None,
+        context: ForwardContext | None = None,
+    ) -> ClassifierOutput:
+        """Logits of each row, and the mean cross-entropy where ``labels`` are given.
+
+        Args:
+            input_ids: int (B, T).
+            labels: int (B,), each in [0, num_labels).
+            attention_mask: (B, T), true (or 1) where there is a token; padding may stand on either side.
+        """
+        context = ForwardContext() if context is None else context
+        ids = as_ids(input_ids, self.model.config.vocab_size)
+        tokens = token_mask(attention_mask, ids.shape)
+        h = self.model.encode_ids(ids, context, attention_mask=attention_mask)
+        logits = self.score(self.pool(h[:, -ids.shape[1] :], tokens), context)
+        if labels is None:
+            return ClassifierOutput(logits)
+        y = class_labels(labels, logits.shape)
+        return ClassifierOutput(logits, F.cross_entropy(logits, y), len(y))
+
+    def pool(self, h: Tensor, tokens: np.ndarray) -> Tensor:
+        """(B, T, C) to (B, C)."""
+        if self.pooling == "last":
+            T = tokens.shape[1]
+            return h[np.arange(len(tokens)), T - 1 - tokens[:, ::-1].argmax(axis=1)]
+        share = tokens / tokens.sum(axis=1, keepdims=True)
+        return (h * Tensor(share[:, :, None].astype(h.dtype))).sum(1)
+
+
+def class_labels(labels: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """int (B,), checked against the logits' shape (B, num_labels)."""
+    y = labels.data if isinstance(labels, Tensor) else np.asarray(labels)
+    if (
+        y.shape != shape[:1]
+        or y.dtype.kind not in "iu"
+        or (y.size and not 0 <= y.min() <= y.max() < shape[1])
+    ):
+        raise ValueError(f"labels must be {shape[0]} integers in [0, {shape[1]}), got {y.tolist()}")
+    return y
+
+
+def token_mask(attention_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """bool (B, T): where there is a token."""
+    if attention_mask is None:
+        return np.ones(shape, bool)
+    mask = attention_mask.data if isinstance(attention_mask, Tensor) else np.asarray(attention_mask)
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask has shape {mask.shape}, expected that of input_ids, {shape}")
+    if not mask.any(axis=1).all():
+        raise ValueError("a row of attention_mask hides every token: there is nothing to classify")
+    return mask.astype(bool)
