@@ -43,6 +43,7 @@ class GPTOutput:
     loss: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: list[Tensor] | None = None
+    num_targets: int = 0  # targets that ``loss`` is the mean over
 
 
 class Embed(Module):
@@ -206,10 +207,10 @@ class GPT(Module):
         else:
             shape = inputs_embeds.shape[:2]
             h = self.encode(inputs_embeds, context, cache, attention_mask, position_ids)
-        logits, loss = self.predict(h, shape[1], labels, context)
+        logits, loss, num_targets = self.predict(h, shape[1], labels, context)
         if context.hidden_states is not None:
             context.hidden_states.append(h)
-        return GPTOutput(logits, loss, cache, context.hidden_states)
+        return GPTOutput(logits, loss, cache, context.hidden_states, num_targets)
 
     def encode_ids(
         self, ids: np.ndarray, context: ForwardContext, cache: Cache | None = None,
@@ -229,15 +230,15 @@ class GPT(Module):
 
     def predict(
         self, h: Tensor, T: int, labels: Any, context: ForwardContext
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits of the last T positions, and the mean cross-entropy of the labels that are not -100."""
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """Logits of the last T positions, the mean cross-entropy of the labels that are not -100, their number."""
         if labels is None:
-            return self.lm_head(h if h.shape[1] == T else h[:, -T:], context), None
+            return self.lm_head(h if h.shape[1] == T else h[:, -T:], context), None, 0
         one_before = h.shape[1] > T
         logits = self.lm_head(h[:, -(T + 1) :] if one_before else h, context)
         targets = shifted_labels(labels, (h.shape[0], T), one_before, self.config.vocab_size)
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
-        return (logits[:, 1:] if one_before else logits), loss
+        return (logits[:, 1:] if one_before else logits), loss, int((targets != -100).sum())
 
     def generate(self, input_ids: Any, max_new_tokens: int = 20, **options: Any) -> np.ndarray:
         """Continue each row; see :func:`minitorch_peft.models.generation.generate`."""
