@@ -1,0 +1,118 @@
+"""Time contenders fairly: one process each, driven alternately.
+
+Two thread pools in one process corrupt each other's timings, and a machine's speed drifts: so each contender lives in
+a process of its own, and the driver lets them run in turn, a slice at a time, for several rounds. Ratios are of
+medians, with the spread over the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass
+class Contender:
+    """A process that answers ``time``, ``memory`` and ``quit``; started by ``python -P -m module arguments``."""
+
+    name: str
+    module: str
+    arguments: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def start(self, threads: int) -> None:
+        env = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(threads)) | self.environment
+        self.rounds: list[list[float]] = []
+        # -P keeps the clone's folders (kernels/) off the peers' path; the script's own package is found by its file
+        command = [sys.executable, "-P", str(Path(__file__).with_name(f"{self.module}.py")), *self.arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.hello = self._read()
+
+    def ask(self, command: str, *values: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(" ".join([command, *map(str, values)]) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"contender {self.name} died (exit {self.process.wait()}); its message is above")
+        return json.loads(line)
+
+    def stop(self) -> None:
+        self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.wait(timeout=60)
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(t for times in self.rounds for t in times)
+
+
+def run(contenders: list[Contender], rounds: int, slice_seconds: float, threads: int) -> None:
+    """Start all, let each run ``slice_seconds`` in every round, in turn."""
+    for c in contenders:
+        c.start(threads)
+    try:
+        for _ in range(rounds):
+            for c in contenders:
+                c.rounds.append(c.ask("time", slice_seconds))
+                time.sleep(0.2)  # let its workers go to sleep before the next one starts
+        for c in contenders:
+            c.memory = c.ask("memory")  # type: ignore[attr-defined]
+    finally:
+        for c in contenders:
+            c.stop()
+
+
+def ratio(peer: Contender, ours: Contender) -> tuple[float, float, float]:
+    """peer's time / our time, above 1 is faster: of the medians, and the lowest and highest round."""
+    by_round = [
+        statistics.median(p) / statistics.median(o) for p, o in zip(peer.rounds, ours.rounds, strict=True)
+    ]
+    return peer.seconds / ours.seconds, min(by_round), max(by_round)
+
+
+def serve(step: Callable[[], float], baseline: int) -> None:
+    """A contender's side: run warm-up steps, report their losses, then answer commands until input ends."""
+    say([round(step(), 5) for _ in range(3)])
+    for line in sys.stdin:
+        command, *values = line.split()
+        if command == "time":
+            times, end = [], time.perf_counter() + float(values[0])
+            while len(times) < 2 or time.perf_counter() < end:
+                start = time.perf_counter()
+                step()
+                times.append(time.perf_counter() - start)
+            say(times)
+        elif command == "memory":
+            say(peak_bytes(step) - baseline)
+
+
+def say(value: Any) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def resident_bytes() -> int:
+    """Memory of this process now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_bytes(step: Callable[[], float]) -> int:
+    """The highest resident memory while one step runs (Linux: the peak counter is reset first)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    step()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
