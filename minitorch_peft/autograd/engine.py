@@ -89,7 +89,7 @@ def _input_gradients(node: Node, g: np.ndarray) -> tuple[Any, ...]:
         )
     result = tuple(None if t is None else gi for t, gi in zip(node.inputs, result, strict=True))
     for i, (t, gi) in enumerate(zip(node.inputs, result, strict=True)):
-        if gi is None:
+        if t is None or gi is None:
             continue
         if not isinstance(gi, np.ndarray | np.generic) or gi.shape != t.shape or gi.dtype != t.dtype:
             got = f"{gi.dtype} {gi.shape}" if isinstance(gi, np.ndarray | np.generic) else type(gi).__name__

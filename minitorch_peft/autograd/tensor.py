@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from minitorch_peft.autograd.function import Context
+    from minitorch_peft.autograd.function import Node
 
 _grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
 
@@ -46,7 +46,7 @@ class Tensor:
             raise TypeError(f"Tensor wraps a NumPy array, not {type(data).__name__}; use minitorch_peft.tensor(...)")
         self.data = data
         self.grad: np.ndarray | None = None
-        self.grad_fn: Context | None = None
+        self.grad_fn: Node | None = None
         self.version = Version()
         self.requires_grad = False
         if requires_grad:
