@@ -39,7 +39,7 @@ class Cache:
     def update(self, layer: int, key: Tensor, value: Tensor, past_length: int) -> tuple[Tensor, Tensor]:
         """Append this pass's keys and values after the first ``past_length``; return all.
 
-        Naming where they begin makes a second call for the same pass (a recomputed block) replace, not append.
+        Naming where they begin makes a second call in the same pass (a recomputed block) replace, not append.
         """
         if past_length:
             past_key, past_value = self.entries[layer]

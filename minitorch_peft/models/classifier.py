@@ -10,7 +10,7 @@ import numpy as np
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models.gpt import GPT
-from minitorch_peft.models.inputs import as_ids
+from minitorch_peft.models.inputs import as_array, as_ids
 from minitorch_peft.nn import ForwardContext, Linear, Module, init
 
 POOLINGS = ("last", "mean")
@@ -22,7 +22,7 @@ class ClassifierOutput:
 
     logits: Tensor
     loss: Tensor | None = None
-    num_labels: int = 0  # targets that ``loss`` is the mean over
+    num_targets: int = 0  # targets that ``loss`` is the mean over
 
 
 class SequenceClassifier(Module):
@@ -80,7 +80,7 @@ class SequenceClassifier(Module):
 
 def class_labels(labels: Any, shape: tuple[int, ...]) -> np.ndarray:
     """int (B,), checked against the logits' shape (B, num_labels)."""
-    y = labels.data if isinstance(labels, Tensor) else np.asarray(labels)
+    y = as_array(labels)
     if (
         y.shape != shape[:1]
         or y.dtype.kind not in "iu"
@@ -94,7 +94,7 @@ def token_mask(attention_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     """bool (B, T): where there is a token."""
     if attention_mask is None:
         return np.ones(shape, bool)
-    mask = attention_mask.data if isinstance(attention_mask, Tensor) else np.asarray(attention_mask)
+    mask = as_array(attention_mask)
     if mask.shape != shape:
         raise ValueError(f"attention_mask has shape {mask.shape}, expected that of input_ids, {shape}")
     if not mask.any(axis=1).all():

@@ -9,6 +9,7 @@ import numpy as np
 
 from minitorch_peft.autograd.random import generator
 from minitorch_peft.autograd.tensor import no_grad
+from minitorch_peft.models.inputs import as_array
 
 
 def generate(
@@ -30,7 +31,8 @@ def generate(
     """Append up to ``max_new_tokens`` tokens to each row of ``input_ids``.
 
     Args:
-        input_ids: int (B, T). Rows of different lengths are padded on the left, with ``attention_mask`` (B, T).
+        input_ids: int (B, T). Rows of different lengths are padded on the left, with ``attention_mask``
+            (B, T).
         do_sample: draw from the distribution instead of taking its largest entry. The draw of row i at step t
             depends on (seed, i, t) only.
         temperature, top_k, top_p: as in ``transformers``: logits / temperature, then the k largest, then the
@@ -43,12 +45,13 @@ def generate(
     Returns:
         int (B, T + new); fewer than ``max_new_tokens`` are new where every row has ended.
     """
-    ids = np.asarray(getattr(input_ids, "data", input_ids))
+    ids = as_array(input_ids)
     if ids.ndim != 2 or ids.shape[1] == 0:
         raise ValueError(f"input_ids must have shape (B, T) with T >= 1, got {ids.shape}")
     check_sampling(max_new_tokens, do_sample, temperature, top_k, top_p)
     mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-    stop = np.array([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ()), dtype=ids.dtype)
+    one = isinstance(eos_token_id, int | np.integer)
+    stop = np.array([eos_token_id] if one else list(eos_token_id or ()), dtype=ids.dtype)
     done = np.zeros(len(ids), bool)
     cache, new = None, ids
     for step in range(max_new_tokens):
@@ -84,15 +87,17 @@ def check_sampling(
     if not do_sample and (temperature != 1.0 or top_k is not None or top_p is not None):
         raise ValueError("temperature, top_k and top_p act on sampling only: pass do_sample=True")
     if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; for the largest logit, do_sample=False")
+        raise ValueError(f"temperature must be positive, got {temperature}; for 0, pass do_sample=False")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
 
 
-def probabilities(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
-    """(B, V) logits to the (B, V) distribution that is drawn from (nucleus: Holtzman et al. 2020, section 3.1)."""
+def probabilities(
+    logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None
+) -> np.ndarray:
+    """(B, V) logits to the (B, V) distribution that is drawn from (Holtzman et al. 2020, section 3.1)."""
     z = logits.astype(np.float64) / temperature
     if top_k is not None and top_k < z.shape[-1]:
         kth = np.partition(z, -top_k, axis=-1)[:, -top_k, None]

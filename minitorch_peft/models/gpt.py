@@ -1,8 +1,8 @@
 """One GPT for two families: GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023).
 
-It contains no word of any adaptation method; methods attach to its named sub-modules from outside. Axes: B rows of
-the batch, T new positions, S keys (those in the cache, then the T new ones), C channels, H heads, D channels a
-head, V vocabulary.
+It contains no word of any adaptation method; methods attach to its named sub-modules from outside. Axes: B
+rows of the batch, T new positions, S keys (those in the cache, then the T new ones), C channels, H heads, D
+channels of a head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from minitorch_peft.nn import (
 
 @dataclass
 class GPTOutput:
-    """``logits`` (B, T, V); ``loss`` () where labels were given; ``hidden_states``: n_layer + 1 of (B, T, C)."""
+    """``logits`` (B, T, V); ``loss`` () where there are labels; ``hidden_states`` n_layer + 1 (B, T, C)."""
 
     logits: Tensor
     loss: Tensor | None = None
@@ -47,7 +47,7 @@ class GPTOutput:
 
 
 class Embed(Module):
-    """``embed.tokens(ids)`` gives vectors, ``embed(vectors)`` adds positions: prompts enter between the two."""
+    """``embed.tokens(ids)`` gives vectors, ``embed(vectors)`` adds positions: prompts enter between them."""
 
     def __init__(self, config: GPTConfig) -> None:
         std = init.normal(config.initializer_range)
@@ -152,7 +152,7 @@ class GPT(Module):
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 0) -> None:
-        """``seed`` draws the starting weights; None leaves them zero, for weights that are about to be loaded."""
+        """``seed`` draws the starting weights; None leaves zeros, for a state that is to be loaded."""
         self.config = config
         self.embed = Embed(config)
         self.blocks = Blocks([Block(config, i) for i in range(config.n_layer)])
@@ -181,19 +181,19 @@ class GPT(Module):
 
         Args:
             input_ids: int (B, T), each in [0, V).
-            labels: int (B, T), -100 where there is nothing to predict. The model shifts: the logits at a position
-                are held against the label of the next one, and those of the last prompt vector, if an adapter put
-                prompts before the input, against the first label.
-            attention_mask: (B, S) or (B, 1, T, S), true (or 1) where a key may be attended to. Where S is left
-                short, the keys before it (a prefix, a prompt) are visible. Causality always holds besides.
-            position_ids: int (B, T). By default each row counts its unmasked keys, so that a left-padded row has
-                the positions that it would have alone.
+            labels: int (B, T), -100 where there is nothing to predict. The model shifts: the logits at a
+                position are held against the label of the next one, and those of the last prompt vector, if
+                an adapter put prompts before the input, against the first label.
+            attention_mask: (B, S) or (B, 1, T, S), true (or 1) where a key may be attended to. Where S is
+                left short, the keys before it (a prefix, a prompt) are visible. Causality holds besides.
+            position_ids: int (B, T). By default each row counts its unmasked keys, so that a left-padded row
+                has the positions that it would have alone.
             past_key_values: a cache, written to.
             inputs_embeds: (B, T, C) in place of ``input_ids``.
             context: made by ``PeftModel`` where adapters act on this pass.
 
         Raises:
-            ValueError: an id outside the vocabulary, more positions than the model has, or shapes that disagree.
+            ValueError: an id outside the vocabulary, more positions than the model has, shapes that disagree.
         """
         context = ForwardContext() if context is None else context
         context.hidden_states = [] if output_hidden_states else None
@@ -231,7 +231,7 @@ class GPT(Module):
     def predict(
         self, h: Tensor, T: int, labels: Any, context: ForwardContext
     ) -> tuple[Tensor, Tensor | None, int]:
-        """Logits of the last T positions, the mean cross-entropy of the labels that are not -100, their number."""
+        """Logits of the last T positions, the mean cross-entropy of the labels but -100, and their number."""
         if labels is None:
             return self.lm_head(h if h.shape[1] == T else h[:, -T:], context), None, 0
         one_before = h.shape[1] > T
@@ -251,13 +251,13 @@ class GPT(Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> GPT:
-        """An embedded checkpoint ("tiny-0.25m", "tiny", "tiny-2m") or a Hugging Face directory (gpt2, llama)."""
+        """An embedded checkpoint ("tiny-0.25m", "tiny", "tiny-2m") or a Hugging Face directory."""
         from minitorch_peft.models.pretrained import load_pretrained
 
         return load_pretrained(name_or_path)
 
     def save_pretrained(self, directory: str | Path, format: str | None = None) -> None:
-        """Write what ``transformers`` loads: ``config.json`` and ``model.safetensors`` ("gpt2" or "llama")."""
+        """Write what ``transformers`` loads: ``config.json`` and ``model.safetensors``, "gpt2" or "llama"."""
         from minitorch_peft.models.pretrained import save_pretrained
 
         save_pretrained(self, directory, format)

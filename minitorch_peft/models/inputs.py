@@ -12,16 +12,21 @@ from minitorch_peft.models.config import GPTConfig
 from minitorch_peft.nn.context import ForwardContext
 
 
+def as_array(x: Any) -> np.ndarray:
+    """The array in a tensor, an array or nested lists."""
+    return x.data if isinstance(x, Tensor) else np.asarray(x)
+
+
 def as_ids(input_ids: Any, vocab_size: int) -> np.ndarray:
     """int (B, T) within the vocabulary, or an error that says what was wrong."""
-    ids = input_ids.data if isinstance(input_ids, Tensor) else np.asarray(input_ids)
+    ids = as_array(input_ids)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"input_ids must be integers of shape (B, T), got {ids.dtype} {ids.shape}")
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
         raise ValueError(
-            f"input_ids contains {bad}, the model's vocabulary is 0..{vocab_size - 1}: was the text encoded with "
-            "this model's tokenizer?"
+            f"input_ids contains {bad}, the model's vocabulary is 0..{vocab_size - 1}: was the text encoded "
+            "with this model's tokenizer?"
         )
     return ids
 
@@ -54,15 +59,19 @@ def visible_keys(attention_mask: Any, B: int, T: int, prompt: int, past: int) ->
     """bool (B, 1, 1 or prompt + T, S), S = past + prompt + T; keys left of the mask are visible."""
     if attention_mask is None:
         return None
-    mask = attention_mask.data if isinstance(attention_mask, Tensor) else np.asarray(attention_mask)
+    mask = as_array(attention_mask)
+    if mask.dtype.kind not in "biu":
+        # where 0 means visible and -inf hidden, as in additive masks, a cast to bool would turn it around
+        raise ValueError(f"attention_mask must be bool or 0 and 1 integers, got {mask.dtype}")
     mask = mask.astype(bool)
     keys = past + prompt + T
     if mask.ndim == 2:
         mask = mask[:, None, None, :]
-    if mask.ndim != 4 or mask.shape[0] != B or mask.shape[2] not in (1, T) or not T <= mask.shape[3] <= keys:
+    lead = mask.shape[:3] in ((B, 1, 1), (B, 1, T))
+    if not lead or mask.ndim != 4 or not T <= mask.shape[3] <= keys:
         raise ValueError(
-            f"attention_mask has shape {np.shape(attention_mask)}; expected (B, S) or (B, 1, T, S) with B={B}, "
-            f"T={T} and S from {T} to {keys}"
+            f"attention_mask has shape {np.shape(attention_mask)}; expected (B, S) or (B, 1, T, S) "
+            f"with B={B}, T={T} and S from {T} to {keys}"
         )
     rows = prompt if mask.shape[2] == T and T > 1 else 0  # prompt vectors are queries too, and see every key
     return np.pad(mask, ((0, 0), (0, 0), (rows, 0), (keys - mask.shape[3], 0)), constant_values=True)
@@ -73,7 +82,7 @@ def positions(
 ) -> np.ndarray:
     """int (B or 1, prompt + T). ``offset`` is the position of the first new vector where no key is masked."""
     if position_ids is not None:
-        ids = position_ids.data if isinstance(position_ids, Tensor) else np.asarray(position_ids)
+        ids = as_array(position_ids)
         if ids.ndim != 2 or ids.shape[0] not in (1, B) or ids.shape[1] != T:
             raise ValueError(f"position_ids has shape {ids.shape}; expected ({B}, {T}) or (1, {T})")
         first = np.broadcast_to(np.arange(prompt), (ids.shape[0], prompt))
@@ -84,8 +93,10 @@ def positions(
     return np.maximum(counted + offset - past, 0)
 
 
-def rotation(position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin (B or 1, 1, T, D) of position · theta^(-2i/D), the two halves alike (Su et al. 2021, eq. 34)."""
+def rotation(
+    position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin (B or 1, 1, T, D) of position · theta^(-2i/D), halves alike (Su et al. 2021, eq. 34)."""
     frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     angle = position_ids[:, None, :, None] * frequency
     angle = np.concatenate([angle, angle], axis=-1)
@@ -93,8 +104,8 @@ def rotation(position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any) 
 
 
 def shifted_labels(labels: Any, shape: tuple[int, int], one_before: bool, vocab_size: int) -> np.ndarray:
-    """The label that each position predicts, -100 after the last; (B, T), or (B, T + 1) with a position before."""
-    y = labels.data if isinstance(labels, Tensor) else np.asarray(labels)
+    """The label that each position predicts, -100 after the last: (B, T), or (B, T + 1) with one before."""
+    y = as_array(labels)
     if y.shape != shape or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"labels must be integers of the input's shape {shape}, got {y.dtype} {y.shape}")
     if y.size and (y.max() >= vocab_size or ((y < 0) & (y != -100)).any()):
