@@ -96,10 +96,9 @@ def positions(
 def rotation(
     position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin (B or 1, 1, T, D) of position · theta^(-2i/D), halves alike (Su et al. 2021, eq. 34)."""
+    """cos and sin (B or 1, T, D/2) of position · theta^(-2i/D) (Su et al. 2021, eq. 34)."""
     frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = position_ids[:, None, :, None] * frequency
-    angle = np.concatenate([angle, angle], axis=-1)
+    angle = position_ids[:, :, None] * frequency
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
 

@@ -1,1 +1,1 @@
-"""Differentiable operations on Tensors, one file a family; ``minitorch_peft.functional`` gives them torch's names."""
+"""Differentiable operations on Tensors, one file a family; ``minitorch_peft.functional`` has them all."""

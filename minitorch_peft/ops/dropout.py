@@ -11,41 +11,43 @@ from minitorch_peft.autograd.random import generator
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.ops.promotion import floating
 
-
-def dropout_mask(shape: tuple[int, ...], p: float, key: tuple[Any, ...] | None, dtype: Any) -> np.ndarray:
-    """0 with probability p, else 1 / (1 - p); the same for the same key, in every dtype."""
-    if key is None:
-        raise ValueError("dropout in training draws from key=(seed, site, step); none was given")
-    seed, *site = key
-    kept = generator(seed, "dropout", *site).random(shape, dtype=np.float32) >= p
-    return kept * np.dtype(dtype).type(1 / (1 - p) if p < 1 else 0)
+Key = tuple[Any, ...]
 
 
 class Dropout(Function):
-    """y = x m for a drawn mask m; x gets g m."""
+    """y = x m / (1 - p) for a mask m of 0 and 1; x gets g m / (1 - p)."""
 
     @staticmethod
-    def forward(ctx: Any, x: np.ndarray, *, mask: np.ndarray) -> np.ndarray:
-        ctx.save_for_backward(mask)
-        return x * mask
+    def forward(ctx: Any, x: np.ndarray, *, kept: np.ndarray, p: float) -> np.ndarray:
+        ctx.scale = 1 / (1 - p) if p < 1 else 0.0
+        ctx.save_for_backward(kept)
+        y = np.multiply(x, kept, order="C")
+        y *= ctx.scale
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
-        return g * ctx.saved[0]
+        (kept,) = ctx.saved
+        dx = np.multiply(g, kept, order="C")
+        dx *= ctx.scale
+        return dx
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool = True, key: tuple[Any, ...] | None = None) -> Tensor:
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, key: Key | None = None) -> Tensor:
     """In training, each element is 0 with probability ``p``, else times 1 / (1 - p) (Srivastava et al. 2014).
 
-    ``key`` is (seed, site, step): the same key gives the same mask. torch draws from a global state instead.
+    ``key`` is (seed, site, step), integers and names: the same key gives the same mask, in every dtype and
+    whatever was drawn before (torch draws from a global state). ValueError in training without a key.
 
     >>> import minitorch_peft as mp
-    >>> dropout(mp.tensor([1.0, 1.0]), p=0.5, training=False).tolist()
-    [1.0, 1.0]
+    >>> dropout(mp.tensor([1.0, 1.0, 1.0, 1.0]), p=0.5, key=(0, "site", 2)).tolist()
+    [0.0, 2.0, 0.0, 2.0]
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
     x = floating(input, "dropout")
     if not training or p == 0:
         return x
-    return Dropout.apply(x, mask=dropout_mask(x.shape, p, key, x.dtype))
+    if key is None:
+        raise ValueError("dropout: in training, give key=(seed, site, step), from which the mask is drawn")
+    return Dropout.apply(x, kept=generator(*key).random(x.shape, dtype=np.float32) >= p, p=p)
