@@ -1,0 +1,72 @@
+"""The texts of an experiment: one to learn from, others that are only measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitorch_peft.data.corpora import Corpus, load_corpus
+from minitorch_peft.data.packed import PackedText
+from minitorch_peft.data.rows import Batch
+from minitorch_peft.data.tokenizer import Tokenizer
+from minitorch_peft.nn import Module
+from minitorch_peft.training import evaluate
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """``train`` is learned from; bits per byte are taken on each of ``measured``, by name.
+
+    A row has ``length`` tokens, a batch ``batch_size`` rows.
+    """
+
+    train: PackedText
+    measured: Mapping[str, PackedText]
+    batch_size: int
+    length: int
+
+    def batches(self, seed: int) -> Callable[[int], Batch]:
+        """The i-th training batch, a function of (seed, i)."""
+        return lambda i: without_mask(self.train.batch(i, self.batch_size, self.length, seed))
+
+    def windows(self, name: str, limit: int | None = None) -> Iterator[Batch]:
+        """The text called ``name`` in batches; ``limit`` rows of it, spread evenly, where that is given."""
+        return map(without_mask, self.measured[name].windows(self.batch_size, self.length, limit))
+
+    def bits_per_byte(self, model: Module, name: str, limit: int | None = None) -> float:
+        """How well ``model`` predicts the text called ``name``."""
+        return self.measured[name].bits_per_byte(evaluate(model, self.windows(name, limit)).loss)
+
+
+def without_mask(batch: Batch) -> Batch:
+    """Packed rows are full, or padded on the right, where causality hides the padding: they need no mask."""
+    return {"input_ids": batch["input_ids"], "labels": batch["labels"]}
+
+
+def pack_split(translation: str, split: str, tokenizer: Tokenizer) -> PackedText:
+    """The "train", "held_out" or "out_of_domain" books of a translation."""
+    return PackedText.from_corpus(load_corpus(translation).split(split), tokenizer)
+
+
+def pack_file(path: Path, tokenizer: Tokenizer, held_out: float = 0.1) -> tuple[PackedText, PackedText]:
+    """A user's text file (UTF-8), its lines packed like verses: its first part, and the last ``held_out``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8, or has fewer than two lines that are not blank.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no text file at {path}")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): convert it first") from error
+    cut = min(len(lines) - 1, round(len(lines) * (1 - held_out)))
+    if cut < 1:
+        raise ValueError(f"{path} has {len(lines)} lines with text: at least 2 are needed, one is held out")
+    first, last = (
+        PackedText.from_corpus(Corpus(path.name, dict(enumerate(part))), tokenizer)
+        for part in (lines[:cut], lines[cut:])
+    )
+    return first, last
