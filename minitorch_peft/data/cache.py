@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
+
+from minitorch_peft.formats.files import atomic_write
 
 _MAGIC = "minitorch-peft cache 1"
 
@@ -42,14 +43,8 @@ def write(name: str, key: str, body: bytes) -> None:
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_header(key, body) + b"\n" + body)
-            os.replace(temporary, folder / name)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(_header(key, body) + b"\n" + body)
     except OSError as error:
         warnings.warn(
             f"cannot cache parsed data in {folder} ({error}); it will be parsed again next time. "

@@ -113,6 +113,8 @@ class PackedText:
             limit: at most this many rows, spread evenly over the text (a cheaper estimate of the same mean).
         """
         _check_length(length)
+        if batch_size < 1 or (limit is not None and limit < 1):
+            raise ValueError(f"expected batch_size and limit >= 1, got {batch_size} and {limit}")
         starts = np.arange(0, len(self.ids) - 1, length - 1)
         if limit is not None and limit < len(starts):
             starts = starts[np.linspace(0, len(starts) - 1, limit).round().astype(np.int64)]

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from minitorch_peft.formats.files import FileFormatError, atomic_write, read_json, write_json
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -29,6 +31,11 @@ RESERVED: Final[tuple[str, ...]] = (END, PAD, SEP, *(f"<|spare_{i}|>" for i in r
 class Tokenizer:
     """Text to ids and back; a thin wrapper around a Hugging Face ``tokenizer.json``.
 
+    Args:
+        backend: a tokenizer of the library.
+        end, pad: the tokens that end a text and fill a short row, where they are not the shipped tokenizer's.
+            One without a pad of its own (GPT-2's, Llama's) pads with its end: masks and labels leave pads out.
+
     >>> tok = Tokenizer.shipped()
     >>> tok.vocab_size, tok.eos_token_id, tok.pad_token_id, tok.sep_token_id
     (1024, 0, 1, 2)
@@ -36,37 +43,15 @@ class Tokenizer:
     'In þe bigynnyng 🙂'
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, end: str = END, pad: str = PAD) -> None:
         self.backend = backend
+        self.end = end
+        self.pad = pad if backend.token_to_id(pad) is not None else end
         # A text that says "<|endoftext|>" is a text: only ids end one, so no input can smuggle in an end.
         backend.encode_special_tokens = True
-        # What a foreign file may ask for (as BERT's do) would make batches ragged or cut texts without a
-        # word.
+        # Some files ask for these (BERT's do); batches would be ragged and long texts cut without a word.
         backend.no_padding()
         backend.no_truncation()
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read a ``tokenizer.json``.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is not a tokenizer.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no tokenizer file at {path}: expected a Hugging Face tokenizer.json")
-        return cls.from_json(path.read_text(encoding="utf-8"), str(path))
-
-    @classmethod
-    def from_json(cls, text: str, source: str = "the given text") -> Tokenizer:
-        """Read the contents of a ``tokenizer.json``; ``source`` is named in the error."""
-        import tokenizers
-
-        try:
-            return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises a bare Exception
-            raise ValueError(f"{source} is not a Hugging Face tokenizer.json: {error}") from None
 
     @classmethod
     def shipped(cls) -> Tokenizer:
@@ -76,27 +61,66 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Tokenizer:
-        """The tokenizer of a model: a directory's own, or the shipped one for the name of an embedded
-        checkpoint.
+        """The tokenizer of a model: a directory's own, or the shipped one for an embedded checkpoint's name.
+
+        In a directory, ``tokenizer_config.json`` (if there) names the end and the pad.
 
         Raises:
-            FileNotFoundError: neither.
+            FileFormatError: there is none, or it is not a tokenizer.
         """
-        if Path(source).is_dir():
-            return cls.from_file(Path(source) / "tokenizer.json")
-        embedded = resources.files("minitorch_peft.models").joinpath("pretrained")
-        if embedded.joinpath(f"{source}.safetensors").is_file():
+        folder = Path(source)
+        if folder.is_dir():
+            config = folder / "tokenizer_config.json"
+            return cls.from_file(folder / "tokenizer.json", **(_special(config) if config.is_file() else {}))
+        embedded = resources.files("minitorch_peft.models").joinpath("pretrained", f"{source}.safetensors")
+        if embedded.is_file():
             return cls.shipped()
-        raise FileNotFoundError(
-            f"no tokenizer for {str(source)!r}: expected a directory that holds tokenizer.json, or the name "
-            "of an embedded checkpoint, such as 'tiny'"
+        advice = (
+            "give a directory that holds tokenizer.json, or an embedded checkpoint's name, such as 'tiny'"
         )
+        raise FileFormatError(source, "no such model", advice)
+
+    @classmethod
+    def from_file(cls, path: str | Path, end: str = END, pad: str = PAD) -> Tokenizer:
+        """Read a ``tokenizer.json``.
+
+        Raises:
+            FileFormatError: there is no such file, or it is not a tokenizer.
+        """
+        if not Path(path).is_file():
+            raise FileFormatError(path, "no such file", "expected a Hugging Face tokenizer.json")
+        return cls.from_json(Path(path).read_text(encoding="utf-8", errors="replace"), str(path), end, pad)
+
+    @classmethod
+    def from_json(
+        cls, text: str, source: str = "the given text", end: str = END, pad: str = PAD
+    ) -> Tokenizer:
+        """Read the contents of a ``tokenizer.json``; ``source`` is named in the error."""
+        import tokenizers
+
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises a bare Exception
+            advice = "expected a Hugging Face tokenizer.json: copy or write it again"
+            raise FileFormatError(source, f"is not a tokenizer ({error})", advice) from None
+        return cls(backend, end, pad)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``tokenizer.json`` and the ``tokenizer_config.json`` that lets transformers load it."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self.save(Path(directory) / "tokenizer.json")
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.end,
+            "pad_token": self.pad,
+            "clean_up_tokenization_spaces": False,
+        }
+        write_json(Path(directory) / "tokenizer_config.json", config)
 
     def save(self, path: str | Path) -> None:
-        """Write ``tokenizer.json``; a directory gets a file of that name."""
-        path = Path(path)
-        path = path / "tokenizer.json" if path.is_dir() else path
-        path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        """Write one ``tokenizer.json``, atomically."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:
@@ -117,16 +141,16 @@ class Tokenizer:
     @property
     def eos_token_id(self) -> int:
         """The end of a text, which also stands before the first one."""
-        return self.token_id(END)
+        return self.token_id(self.end)
 
     @property
     def pad_token_id(self) -> int:
         """What fills a short row."""
-        return self.token_id(PAD)
+        return self.token_id(self.pad)
 
     @property
     def sep_token_id(self) -> int:
-        """What stands between a source and its target."""
+        """What stands between a source and its target (the shipped tokenizer's own)."""
         return self.token_id(SEP)
 
     def encode(self, text: str) -> list[int]:
@@ -140,6 +164,13 @@ class Tokenizer:
     def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """The text of a row of ids."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+
+def _special(config: Path) -> dict[str, str]:
+    """The end and the pad that a tokenizer_config.json names, each as text or as {"content": text}."""
+    settings = read_json(config)
+    named = {"end": settings.get("eos_token"), "pad": settings.get("pad_token")}
+    return {role: t["content"] if isinstance(t, dict) else t for role, t in named.items() if t is not None}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:

@@ -99,6 +99,12 @@ def test_bad_requests_say_so():
         PackedText.from_corpus(Corpus("tyn", {}), Tokenizer.shipped())
 
 
+@pytest.mark.parametrize(("batch_size", "limit"), [(0, None), (1, 0)])
+def test_no_windows_is_not_a_measurement(batch_size, limit):
+    with pytest.raises(ValueError, match="expected batch_size and limit >= 1"):
+        next(counting(10).windows(batch_size, 3, limit))
+
+
 def test_layout_and_bits_per_byte():
     tokenizer = Tokenizer.shipped()
     corpus = Corpus("mine", {1_001_001: "In þe", 1_001_002: "And"})

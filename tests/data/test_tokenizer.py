@@ -8,12 +8,14 @@ import sys
 from importlib import resources
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minitorch_peft.data import make_tokenizer as making
 from minitorch_peft.data.corpora import Corpus
 from minitorch_peft.data.tokenizer import RESERVED, Tokenizer, train_tokenizer
+from minitorch_peft.formats.files import FileFormatError
 
 TOKENIZER = Tokenizer.shipped()
 
@@ -49,20 +51,47 @@ def test_reserved_ids_are_left_out_of_a_text_unless_asked_for():
 
 
 def test_save_and_load(tmp_path):
-    TOKENIZER.save(tmp_path)
-    for again in (Tokenizer.from_file(tmp_path / "tokenizer.json"), Tokenizer.from_pretrained(tmp_path)):
+    folder = tmp_path / "new" / "folder"
+    TOKENIZER.save_pretrained(folder)
+    for again in (Tokenizer.from_file(folder / "tokenizer.json"), Tokenizer.from_pretrained(folder)):
         assert again.encode("In þe bigynnyng") == TOKENIZER.encode("In þe bigynnyng")
-    with pytest.raises(FileNotFoundError, match=r"expected a Hugging Face tokenizer\.json"):
+        assert (again.eos_token_id, again.pad_token_id) == (0, 1)
+
+
+def test_files_that_are_no_tokenizers_are_refused(tmp_path):
+    with pytest.raises(
+        FileFormatError, match=r"none\.json: no such file; expected a Hugging Face tokenizer\.json"
+    ):
         Tokenizer.from_file(tmp_path / "none.json")
-    with pytest.raises(FileNotFoundError, match=r"'no-such-model'.*such as 'tiny'"):
+    with pytest.raises(FileFormatError, match=r"no-such-model: no such model; .*such as 'tiny'"):
         Tokenizer.from_pretrained("no-such-model")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match=r"bad.json is not a Hugging Face tokenizer.json"):
-        Tokenizer.from_file(tmp_path / "bad.json")
+    for content in (b"", b"{", b"{}", b"\xff\x00"):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(FileFormatError, match=r"bad\.json: is not a tokenizer"):
+            Tokenizer.from_file(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"eos_token": "</s>", "pad_token": "<pad>"}, ("</s>", "<pad>")),
+        ({"eos_token": {"content": "</s>"}, "pad_token": None}, ("</s>", "</s>")),
+        ({"eos_token": "</s>", "pad_token": "[not there]"}, ("</s>", "</s>")),
+    ],
+)
+def test_a_model_s_directory_names_its_own_end_and_pad(tmp_path, config, expected):
+    words = tokenizers.models.WordLevel({"</s>": 0, "<pad>": 1, "wept": 2}, "wept")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.end, tokenizer.pad) == expected
+    assert tokenizer.pad_token_id == tokenizer.token_id(expected[1])
+    with pytest.raises(KeyError, match="no token '<|sep|>'".replace("|", r"\|")):
+        _ = tokenizer.sep_token_id
 
 
 def test_what_a_foreign_file_asks_for_cannot_cut_or_pad(tmp_path):
-    TOKENIZER.save(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     content["padding"] = {
@@ -107,14 +136,15 @@ def test_the_shipped_file_is_what_its_command_makes(tmp_path):
 
 
 @pytest.mark.parity
-def test_transformers_reads_the_file_alike(tmp_path):
-    from transformers import PreTrainedTokenizerFast
+def test_transformers_reads_what_was_saved_alike(tmp_path):
+    from transformers import AutoTokenizer
 
-    TOKENIZER.save(tmp_path)
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    TOKENIZER.save_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
     text = "In þe bigynnyng, God's Spirit 🙂\n  was"
     assert theirs(text)["input_ids"] == TOKENIZER.encode(text)
     assert theirs.decode(TOKENIZER.encode(text)) == text
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (0, 1)
 
 
 def test_importing_data_loads_no_heavy_package():
