@@ -12,7 +12,7 @@ from minitorch_peft.optim.optimizer import Optimizer, Params
 
 
 class AdamW(Optimizer):
-    """Adam (Kingma & Ba 2015, algorithm 1) with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
+    """Adam (Kingma & Ba 2015, alg. 1) with decoupled weight decay (Loshchilov & Hutter 2019, alg. 2).
 
     At step t: p ← (1 - lr λ) p; m ← β₁ m + (1 - β₁) g; v ← β₂ v + (1 - β₂) g²;
     p ← p - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε). As in ``torch``, the decay is multiplied by the rate.

@@ -14,7 +14,7 @@ _EMBED = re.compile(r"(?:^|\.)embed\.")
 
 
 def decay_groups(named_parameters: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
-    """Two groups of what is trainable: matrices, and the rest (biases, gains), which weight decay leaves alone.
+    """Two groups of what is trainable: matrices, and the rest (biases, gains), which are not decayed.
 
     Decay pulls towards zero; for a gain of 1 that is not "simpler", and a bias has no scale to bound.
     """
@@ -26,9 +26,10 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]]) -> list[dict[st
 
 
 def layerwise_groups(model: Module, decay: float) -> list[dict[str, Any]]:
-    """Lower rates for lower layers: ``lr_scale`` = ``decay`` ** (layers below the top) (Howard & Ruder 2018, sec. 3.1).
+    """Lower rates for lower layers: ``lr_scale`` = ``decay`` ** (layers to the top).
 
-    The final norm and the head have scale 1, the last block ``decay``, the one below ``decay``², ..., the
+    Discriminative fine-tuning (Howard & Ruder 2018, sec. 3.1).
+    The final norm and the head have 1, the last block ``decay``, the one below it ``decay``², ..., the
     embedding the least. Within a layer, :func:`decay_groups`.
 
     >>> from minitorch_peft.models import GPT, GPTConfig

@@ -15,10 +15,10 @@ Params = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Tensor] 
 class Optimizer:
     """Changes parameters in place, from their gradients.
 
-    ``params`` are named parameters (``model.named_parameters()``, or a dict), plain ones (``model.parameters()``,
-    then named "0", "1", ... by position), or a list of groups: dicts with ``"params"`` in one of these forms and
-    with options of their own. Every group has an ``"lr"`` and a ``"lr_scale"``; the rate of a step is
-    lr · lr_scale · factor, ``factor`` being the schedule's value.
+    ``params`` are named parameters (``model.named_parameters()``, or a dict), plain ones
+    (``model.parameters()``, then named "0", "1", ... by position), or a list of groups: dicts with
+    ``"params"`` in one of these forms and with options of their own. Every group has an ``"lr"`` and a
+    ``"lr_scale"``; the rate of a step is lr · lr_scale · factor, ``factor`` being the schedule's value.
 
     State is kept by parameter *name*, so that it survives a new process. It is made at a parameter's first
     gradient; a parameter without a gradient is left alone.
@@ -33,10 +33,10 @@ class Optimizer:
         for group in as_groups(params):
             self.add_param_group(group)
         if not self.named_parameters():
-            raise ValueError("an optimizer needs at least one parameter, got none: is the whole model frozen?")
+            raise ValueError("an optimizer needs at least one parameter: is the whole model frozen?")
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add a dict with ``"params"`` and any of the options (``lr``, ``lr_scale``, ``weight_decay``, ...)."""
+        """Add a dict with ``"params"`` and any of the options (``lr``, ``weight_decay``, ...)."""
         unknown = sorted(group.keys() - self.defaults.keys() - {"params"})
         if "params" not in group or unknown:
             raise ValueError(
@@ -44,9 +44,10 @@ class Optimizer:
             )
         params = named(group["params"], first=len(self.named_parameters()))
         for held in self.param_groups:
-            twice = sorted(held["params"].keys() & params.keys())
-            if twice or {id(p) for p in held["params"].values()} & {id(p) for p in params.values()}:
-                raise ValueError(f"a parameter is in two groups: {', '.join(twice) or 'under different names'}")
+            objects = {id(p) for p in held["params"].values()}
+            twice = sorted(n for n, p in params.items() if n in held["params"] or id(p) in objects)
+            if twice:
+                raise ValueError(f"in two groups: {', '.join(twice)}; a parameter has one learning rate")
         full = {**self.defaults, **group, "params": params}
         self.check_group(full)
         self.param_groups.append(full)
@@ -72,7 +73,7 @@ class Optimizer:
     def update(
         self, p: np.ndarray, g: np.ndarray, state: dict[str, Any], lr: float, group: Mapping[str, Any]
     ) -> None:
-        """Change the array ``p`` in place. ``state`` holds "step" (this update's number, from 1) and the slots."""
+        """Change ``p`` in place; ``state`` holds the slots and "step", this update's number from 1."""
         raise NotImplementedError(f"{type(self).__name__} defines update(p, g, state, lr, group)")
 
     def zero_grad(self) -> None:
@@ -120,7 +121,7 @@ def as_groups(params: Params) -> list[Mapping[str, Any]]:
     """One form for all that an optimizer is given: a list of groups."""
     if isinstance(params, Mapping):
         return [{"params": params}]
-    items = list(params)
+    items: list[Any] = list(params)
     if items and all(isinstance(item, Mapping) for item in items):
         return items
     return [{"params": items}]

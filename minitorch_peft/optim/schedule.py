@@ -1,8 +1,8 @@
-"""Learning-rate schedules: pure functions of (step, total) to a factor of the peak rate, so resuming needs no state.
+"""Learning-rate schedules: a factor of the peak rate as a pure function of (step, total), so nothing to save.
 
-``step`` counts from 0; the last step is ``total`` - 1. During ``warmup`` steps the factor rises in equal parts and
-reaches 1 at step ``warmup``; it is never 0 at the first step, which would be a step for nothing (``transformers``'
-schedules start there). After that it falls from 1, and would be ``floor`` at step ``total``.
+``step`` counts from 0; the last step is ``total`` - 1. During ``warmup`` steps the factor rises in
+equal parts and reaches 1 at step ``warmup``. It is not 0 at the first step, as in ``transformers``:
+that would be a step for nothing. After the warm-up it falls, and would be ``floor`` at step ``total``.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from minitorch_peft.optim.optimizer import Optimizer, Params
 
 
 class SGD(Optimizer):
-    """p ← p - lr · g, where momentum μ > 0 puts b ← μ b + (1 - τ) g in place of g, and Nesterov's form g + μ b.
+    """p ← p - lr · g. A momentum μ puts b ← μ b + (1 - τ) g in place of g, Nesterov's form g + μ b.
 
-    Written as in ``torch`` (Sutskever et al. 2013, eq. 3-4, with the rate outside the buffer): the first buffer is
-    the first gradient, and weight decay λ adds λ p to the gradient.
+    As in ``torch`` (Sutskever et al. 2013, eq. 3-4, with the rate outside the buffer): the first buffer
+    is the first gradient whatever the dampening τ, and a weight decay λ adds λ p to the gradient.
 
     >>> import minitorch_peft as mp
     >>> p = mp.tensor([1.0, -2.0], requires_grad=True)
@@ -43,7 +43,9 @@ class SGD(Optimizer):
         if not group["momentum"] >= 0:
             raise ValueError(f"momentum must be at least 0, got {group['momentum']}")
         if group["momentum"] and not self.slots:
-            raise ValueError("a group has a momentum: give the optimizer a momentum too, it decides what is kept")
+            raise ValueError(
+                "a group with momentum needs an optimizer with momentum, which decides what is kept"
+            )
 
     def update(
         self, p: np.ndarray, g: np.ndarray, state: dict[str, Any], lr: float, group: Mapping[str, Any]

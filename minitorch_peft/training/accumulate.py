@@ -40,17 +40,18 @@ def accumulate(
 ) -> StepLoss:
     """Leave in ``.grad`` of ``parameters`` the gradient of the mean loss over *all* labels of all batches.
 
-    A batch's loss is a mean over its own n_i labels, so its gradient has the weight n_i / Σ n: each token counts
-    the same wherever the batches are cut. Batches are weighted by n_i as they come and the sum is divided at the
-    end, so that only one graph is alive at a time. A method's penalty is added to every batch's loss with the same
-    weights (a penalty that is the same for all batches counts once).
+    A batch's loss is a mean over its own n_i labels, so its gradient has the weight n_i / Σ n: each
+    token counts the same wherever the batches are cut. Batches are weighted by n_i as they come and the
+    sum is divided at the end, so that only one graph is alive at a time. A method's penalty is added to
+    every batch's loss with the same weights (a penalty that is the same for all batches counts once).
 
     Raises:
         TrainingError: a loss that is not finite, or no label in any of the batches.
     """
     total = StepLoss()
     for micro_step in micro_steps:
-        backward(model, batch(micro_step), ForwardContext(seed=seed, step=micro_step), len(micro_steps) > 1, total)
+        context = ForwardContext(seed=seed, step=micro_step)
+        backward(model, batch(micro_step), context, len(micro_steps) > 1, total)
     if not total.tokens:
         raise TrainingError(
             "no label in any batch of the step: all are -100. Is the prompt longer than the rows are?"

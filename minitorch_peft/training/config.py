@@ -11,6 +11,9 @@ from minitorch_peft.optim import SCHEDULES
 OPTIMIZERS = ("adamw", "sgd")
 HARMLESS = ("out", "save_every", "keep", "log_every")
 """Settings that change no weight: a run may be resumed with others."""
+_AT_LEAST_0 = (
+    "lr", "warmup", "final_lr", "momentum", "weight_decay", "eval_every", "patience", "save_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class TrainConfig:
         for name in ("steps", "gradient_accumulation_steps", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "warmup", "final_lr", "momentum", "weight_decay", "eval_every", "patience", "save_every"):
+        for name in _AT_LEAST_0:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:

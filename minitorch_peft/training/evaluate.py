@@ -42,8 +42,8 @@ class Evaluation(NamedTuple):
 def evaluate(model: Module, windows: Iterable[Mapping[str, Any]]) -> Evaluation:
     """Total nats and number of predicted tokens over batches (dicts that ``model`` takes, with ``labels``).
 
-    The mean loss of each batch is weighted by the labels that it is the mean of, so the sum does not depend on how
-    the text is cut into batches. Dropout is off; every module's mode is put back afterwards.
+    The mean loss of each batch is weighted by the labels that it is the mean of, so the sum does not
+    depend on how rows are put into batches. Dropout is off; every module's mode is put back afterwards.
 
     Raises:
         ValueError: there was no label in any batch.
@@ -57,13 +57,16 @@ def evaluate(model: Module, windows: Iterable[Mapping[str, Any]]) -> Evaluation:
                 nats += out.loss.item() * count
                 tokens += count
     if not tokens:
-        raise ValueError("there is nothing to evaluate: no batch has a label (all are -100, or there is no batch)")
+        raise ValueError("nothing to evaluate: no batch has a label (all are -100, or there is no batch)")
     return Evaluation(nats, tokens)
 
 
 def count_labels(out: Any, batch: Mapping[str, Any]) -> int:
-    """How many labels ``out.loss`` is the mean of: ``out.num_targets`` where the model says so (one that shifts
-    labels must), otherwise all that are not -100."""
+    """How many labels ``out.loss`` is the mean of.
+
+    That is ``out.num_targets`` where the model says it (one that shifts labels must), else all that are
+    not -100.
+    """
     if hasattr(out, "num_targets"):
         return int(out.num_targets)
     return int((np.asarray(batch["labels"]) != IGNORE).sum())

@@ -16,7 +16,7 @@ def trainable(model: Module) -> dict[str, Tensor]:
 
 
 def make_optimizer(model: Module, config: TrainConfig) -> Optimizer:
-    """The optimizer over all that is trainable, in the groups that ``model.param_groups()`` asks for, if any."""
+    """The optimizer over all that is trainable, in the groups that ``model.param_groups()`` asks for."""
     if not trainable(model):
         raise ValueError("nothing to train: no parameter of the model requires a gradient")
     asked = model.param_groups() if hasattr(model, "param_groups") else None
@@ -42,7 +42,8 @@ def method_groups(model: Module, asked: Sequence[dict[str, Any]]) -> list[dict[s
         missing, extra = sorted(own.keys() - set(names)), sorted(set(names) - own.keys())
         raise ValueError(
             "param_groups() must name every trainable parameter once; "
-            f"missing: {missing[:3] or 'none'}, unknown: {extra[:3] or 'none'}, named: {len(names)} of {len(own)}"
+            f"missing: {missing[:3] or 'none'}, unknown: {extra[:3] or 'none'}, "
+            f"names: {len(names)} for {len(own)} parameters"
         )
     return [
         {**split, **{key: value for key, value in group.items() if key != "params"}}

@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class StepReport:
-    """One finished step. ``loss`` is in nats per token, without ``penalty``; ``tokens`` are those learned from."""
+    """One finished step: ``loss`` in nats per token, ``penalty`` apart, over ``tokens`` labels."""
 
     step: int  # steps done, 1 after the first
     total: int
