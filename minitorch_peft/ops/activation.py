@@ -300,7 +300,7 @@ class LogSoftmax(Function):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, dim: int) -> np.ndarray:
         y = x - np.max(x, axis=dim, keepdims=True, initial=-np.inf)
-        y -= np.log(np.add.reduce(np.exp(y), axis=dim, keepdims=True))
+        y -= np.log(np.exp(y).sum(axis=dim, keepdims=True))
         ctx.dim = dim
         ctx.save_for_backward(y)
         return y
@@ -308,7 +308,7 @@ class LogSoftmax(Function):
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
         (y,) = ctx.saved
-        return g - np.exp(y) * np.add.reduce(g, axis=ctx.dim, keepdims=True)
+        return g - np.exp(y) * g.sum(axis=ctx.dim, keepdims=True)
 
 
 def log_softmax(input: Tensor, dim: int) -> Tensor:

@@ -102,15 +102,14 @@ def _composed(
         groups = q.shape[-3] // k.shape[-3]
         k, v = repeat_interleave(k, groups, -3), repeat_interleave(v, groups, -3)
     scores = matmul(q, k.mT) * scale
-    seen = np.ones(scores.shape[-2:], bool)
-    if causal:
-        seen = np.tri(*seen.shape, seen.shape[1] - seen.shape[0], dtype=bool)
+    T, S = scores.shape[-2:]
+    seen: np.ndarray = np.tri(T, S, S - T if causal else S, dtype=bool)
     if mask is not None and mask.dtype == bool:
         seen = seen & mask
     elif mask is not None:
-        seen = seen & ~np.isneginf(mask)
+        seen = np.logical_and(seen, mask > -math.inf)
         scores = scores + Tensor(np.where(seen, mask, 0).astype(scores.dtype))
-    any_seen = seen.any(-1, keepdims=True)
+    any_seen: np.ndarray = seen.any(-1, keepdims=True)
     weights = softmax(where(Tensor(seen | ~any_seen), scores, -math.inf), -1)
     return matmul(dropout(where(Tensor(any_seen), weights, 0.0), p, key=key), v)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -24,71 +25,69 @@ METHODS = """
     matmul bmm to
 """.split()  # noqa: SIM905 - a list of strings would be a page of quotes
 
-OPERATORS: dict[str, Callable[..., Tensor]] = {
-    "__add__": F.add, "__radd__": F.add, "__sub__": F.sub, "__mul__": F.mul, "__rmul__": F.mul,
-    "__truediv__": F.div, "__pow__": F.pow, "__matmul__": F.matmul,
-    "__eq__": F.eq, "__ne__": F.ne, "__lt__": F.lt, "__le__": F.le, "__gt__": F.gt, "__ge__": F.ge,
-}  # fmt: skip
-REFLECTED: dict[str, Callable[..., Tensor]] = {
-    "__rsub__": F.sub, "__rtruediv__": F.div, "__rpow__": F.pow, "__rmatmul__": F.matmul,
-}  # fmt: skip
 OPERANDS = (Tensor, np.ndarray, np.generic, *NUMBERS)
-LOGIC: dict[str, Callable[..., Tensor]] = {"__and__": F.logical_and, "__or__": F.logical_or}
 CASTS = {"float": np.float32, "double": np.float64, "long": np.int64, "int": np.int32, "bool": np.bool_}
 
 
 def install() -> None:
     """Give Tensor its methods and operators (called once, when the package is imported)."""
-    for name in METHODS:
-        setattr(Tensor, name, getattr(F, name))
-    for name, function in OPERATORS.items():
-        setattr(Tensor, name, _operator(function, name))
-    for name, function in REFLECTED.items():
-        setattr(Tensor, name, _operator(lambda x, y, f=function: f(y, x), name))
-    for name, function in LOGIC.items():
-        setattr(Tensor, name, _operator(_of_bools(function), name))
-    for name, dtype in CASTS.items():
-        setattr(Tensor, name, _cast(name, dtype))
-    for name, function in {
-        "__neg__": F.neg,
-        "__abs__": F.abs,
-        "__getitem__": F.getitem,
-        "repeat": F.tile,
-    }.items():
-        setattr(Tensor, name, function)
-    Tensor.__invert__ = _of_bools(F.logical_not)  # type: ignore[attr-defined]
-    Tensor.T = property(F.t, doc="A matrix transposed.")  # type: ignore[attr-defined]
-    Tensor.mT = property(_swapped, doc="The last two axes swapped.")  # type: ignore[attr-defined]
+    methods: dict[str, Any] = {name: getattr(F, name) for name in METHODS}
+    methods |= {
+        "__add__": _operator(F.add), "__radd__": _reflected(F.add),
+        "__sub__": _operator(F.sub), "__rsub__": _reflected(F.sub),
+        "__mul__": _operator(F.mul), "__rmul__": _reflected(F.mul),
+        "__truediv__": _operator(F.div), "__rtruediv__": _reflected(F.div),
+        "__pow__": _operator(F.pow), "__rpow__": _reflected(F.pow),
+        "__matmul__": _operator(F.matmul), "__rmatmul__": _reflected(F.matmul),
+        "__eq__": _operator(F.eq), "__ne__": _operator(F.ne), "__lt__": _operator(F.lt),
+        "__le__": _operator(F.le), "__gt__": _operator(F.gt), "__ge__": _operator(F.ge),
+        "__and__": _operator(_of_bools(F.logical_and)), "__or__": _operator(_of_bools(F.logical_or)),
+        "__invert__": _of_bools(F.logical_not), "__neg__": F.neg, "__abs__": F.abs, "__getitem__": F.getitem,
+        "repeat": F.tile, "T": property(F.t), "mT": property(_swapped),
+    }  # fmt: skip
+    methods |= {name: _cast(dtype) for name, dtype in CASTS.items()}
+    for name, method in methods.items():
+        setattr(Tensor, name, method)
 
 
-def _operator(function: Callable[..., Tensor], name: str) -> Callable[..., Any]:
+def _operator(function: Callable[..., Tensor]) -> Callable[..., Any]:
     """An operator that leaves operands it does not know to the other side, as Python's protocol asks."""
 
+    @wraps(function)
     def operator(self: Tensor, other: Any) -> Any:
-        if isinstance(other, OPERANDS):
-            return function(self, other)
-        return NotImplemented
+        return function(self, other) if isinstance(other, OPERANDS) else NotImplemented
 
-    operator.__name__, operator.__doc__ = name, function.__doc__
+    return operator
+
+
+def _reflected(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The operator with this tensor on the right."""
+
+    @wraps(function)
+    def operator(self: Tensor, other: Any) -> Any:
+        return function(other, self) if isinstance(other, OPERANDS) else NotImplemented
+
     return operator
 
 
 def _of_bools(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def logic(*tensors: Tensor) -> Tensor:
-        if any(np.asarray(getattr(t, "data", t)).dtype.kind != "b" for t in tensors):
+    @wraps(function)
+    def logic(*operands: Any) -> Tensor:
+        if any(np.asarray(x.data if isinstance(x, Tensor) else x).dtype.kind != "b" for x in operands):
             raise TypeError("&, | and ~ are for bool tensors; compare first, or use logical_and, logical_or")
-        return function(*tensors)
+        return function(*operands)
 
     return logic
 
 
-def _cast(name: str, dtype: Any) -> Callable[[Tensor], Tensor]:
+def _cast(dtype: Any) -> Callable[[Tensor], Tensor]:
     def cast(self: Tensor) -> Tensor:
         return F.to(self, dtype)
 
-    cast.__name__, cast.__doc__ = name, f"``to({np.dtype(dtype).name})``."
+    cast.__doc__ = f"``to({np.dtype(dtype).name})``."
     return cast
 
 
 def _swapped(self: Tensor) -> Tensor:
+    """The last two axes swapped."""
     return F.transpose(self, -2, -1)

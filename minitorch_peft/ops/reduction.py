@@ -35,7 +35,7 @@ class Sum(Function):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, dims: tuple[int, ...], keepdim: bool) -> np.ndarray:
         ctx.shape, ctx.kept = x.shape, keep_shape(x.shape, dims)
-        return np.add.reduce(x, axis=dims, keepdims=keepdim)
+        return x.sum(axis=dims, keepdims=keepdim)
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ class Mean(Function):
     def forward(ctx: Any, x: np.ndarray, *, dims: tuple[int, ...], keepdim: bool) -> np.ndarray:
         ctx.shape, ctx.kept = x.shape, keep_shape(x.shape, dims)
         ctx.count = math.prod(x.shape[i] for i in dims)
-        total = np.add.reduce(x, axis=dims, keepdims=keepdim)
+        total = x.sum(axis=dims, keepdims=keepdim)
         return total / ctx.count if ctx.count else np.full_like(total, np.nan)
 
     @staticmethod
@@ -114,7 +114,7 @@ class Prod(Function):
     def forward(ctx: Any, x: np.ndarray, *, dims: tuple[int, ...], keepdim: bool) -> np.ndarray:
         ctx.dims = dims
         ctx.save_for_backward(x)
-        return np.multiply.reduce(x, axis=dims, keepdims=keepdim)
+        return x.prod(axis=dims, keepdims=keepdim)
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
@@ -208,8 +208,8 @@ def _variance(x: np.ndarray, dims: tuple[int, ...], correction: float, keepdim: 
     kept = keep_shape(x.shape, dims)
     freedom = count - correction if count > correction else 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        d = x - np.add.reduce(x, axis=dims, keepdims=True) / x.dtype.type(count)
-        y = np.add.reduce(d * d, axis=dims, keepdims=keepdim) / x.dtype.type(freedom)
+        d = x - x.sum(axis=dims, keepdims=True) / x.dtype.type(count)
+        y = (d * d).sum(axis=dims, keepdims=keepdim) / x.dtype.type(freedom)
     return d, y, kept, freedom
 
 
@@ -218,7 +218,7 @@ class Norm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, dims: tuple[int, ...], keepdim: bool) -> np.ndarray:
-        y = np.sqrt(np.add.reduce(x * x, axis=dims, keepdims=keepdim))
+        y = np.sqrt((x * x).sum(axis=dims, keepdims=keepdim))
         ctx.kept = keep_shape(x.shape, dims)
         ctx.save_for_backward(x, y)
         return y
@@ -253,7 +253,7 @@ class LogSumExp(Function):
         top = np.max(x, axis=dims, keepdims=True, initial=-np.inf)
         shift = np.where(np.isfinite(top), top, x.dtype.type(0))
         with np.errstate(divide="ignore"):  # log 0: no element, or none above -inf
-            y = np.log(np.add.reduce(np.exp(x - shift), axis=dims, keepdims=True)) + shift
+            y = np.log(np.exp(x - shift).sum(axis=dims, keepdims=True)) + shift
         ctx.save_for_backward(x, y)
         return y if keepdim else y.reshape([n for i, n in enumerate(x.shape) if i not in dims])
 
@@ -282,7 +282,7 @@ class _Extreme(Function):
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
         x, y = ctx.saved
         chosen = x == y
-        share = g.reshape(y.shape) / np.add.reduce(chosen, axis=ctx.dims, keepdims=True, dtype=g.dtype)
+        share = g.reshape(y.shape) / chosen.sum(axis=ctx.dims, keepdims=True, dtype=g.dtype)
         return chosen * share
 
 

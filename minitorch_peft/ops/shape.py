@@ -68,7 +68,7 @@ def sum_to_shape(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sum ``g`` over the axes along which ``shape`` broadcasts to ``g.shape``."""
     lead = g.ndim - len(shape)
     axes = tuple(i for i in range(g.ndim) if i < lead or (shape[i - lead] == 1 and g.shape[i] != 1))
-    return np.add.reduce(g, axis=axes).reshape(shape)
+    return g.sum(axis=axes).reshape(shape)
 
 
 def expand(input: Tensor, *sizes: Any) -> Tensor:

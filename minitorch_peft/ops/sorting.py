@@ -29,7 +29,7 @@ def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     ([2.0, 4.0], [1, 0])
     """
     if isinstance(dim, Tensor | np.ndarray):
-        return maximum(input, dim)
+        return maximum(input, as_tensor(dim, "max"))
     return amax(input) if dim is None else _extreme(np.argmax, input, dim, keepdim, "max")
 
 
@@ -43,7 +43,7 @@ def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     ([1.0, 3.0], [0, 1])
     """
     if isinstance(dim, Tensor | np.ndarray):
-        return minimum(input, dim)
+        return minimum(input, as_tensor(dim, "min"))
     return amin(input) if dim is None else _extreme(np.argmin, input, dim, keepdim, "min")
 
 
