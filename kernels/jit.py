@@ -40,35 +40,48 @@ IDS = _array(types.int64, 1, readonly=True)
 OUT1_F64 = _array(types.float64, 1)
 INT, REAL, FLAG = types.int64, types.float64, types.boolean
 
-inner = numba.njit(fastmath=FAST, error_model="numpy", nogil=True)
+inner = numba.njit(fastmath=FAST, error_model="numpy")
 """Compile a helper that kernels call: a loop over one row, or the part of the work that one thread does."""
 
-exact = numba.njit(fastmath={"contract"}, error_model="numpy", nogil=True)
-"""As ``inner``, for formulas whose order of operations keeps them accurate."""
+exact = numba.njit(fastmath={"contract"}, error_model="numpy", forceinline=True)
+"""A formula of one element whose order of operations keeps it accurate; always inlined, so that loops vectorise."""
 
 NO_VECTOR = np.zeros(0, np.float32)
 """Stands for an absent bias."""
 
 
 def kernel(*arguments: types.Type) -> Callable[[Callable], Callable]:
-    """Compile the decorated function for these argument types when it is first called."""
+    """Compile the decorated function for ``parts`` and these argument types when it is first called.
+
+    Its first argument says into how many parts it cuts its work; a call with one part does not touch other threads.
+    """
 
     def decorate(function: Callable) -> Callable:
         compiled = None
 
         @functools.wraps(function)
-        def call(*args):
+        def call(parts: int, *args: object) -> None:
             nonlocal compiled
             if compiled is None:
-                with _announcement():
-                    compiled = numba.njit(
-                        types.void(*arguments), parallel=True, cache=True, fastmath=FAST, error_model="numpy"
-                    )(function)
-            return compiled(*args)
+                compiled = _compile(function, (INT, *arguments))
+            if parts > 1:
+                return compiled(parts, *args)
+            threads = numba.get_num_threads()
+            numba.set_num_threads(1)
+            try:
+                return compiled(1, *args)
+            finally:
+                numba.set_num_threads(threads)
 
         return call
 
     return decorate
+
+
+def _compile(function: Callable, arguments: tuple[types.Type, ...]) -> Callable:
+    options = {"parallel": True, "cache": True, "fastmath": FAST, "error_model": "numpy"}
+    with _announcement():
+        return numba.njit(types.void(*arguments), **options)(function)
 
 
 GRAIN = 1 << 15
@@ -80,6 +93,16 @@ def parts(work: int) -> int:
     return 1 if work < GRAIN else numba.get_num_threads()
 
 
+PATIENCE = 1.0
+"""Seconds of compiling after which a user is told what is going on."""
+
+
+@inner
+def span(t, parts, size):
+    """Where part ``t`` of ``size`` elements begins and ends."""
+    return t * size // parts, (t + 1) * size // parts
+
+
 class _announcement:  # noqa: N801 (used as a with-statement, reads as one)
     """Say once that kernels are being compiled, if that takes longer than a second."""
 
@@ -87,7 +110,7 @@ class _announcement:  # noqa: N801 (used as a with-statement, reads as one)
 
     def __enter__(self) -> None:
         runtime.start()
-        self._timer = threading.Timer(1.0, self._say)
+        self._timer = threading.Timer(PATIENCE, self._say)
         self._timer.daemon = True
         self._timer.start()
 

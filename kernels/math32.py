@@ -35,7 +35,7 @@ def exp32(x):
     return _ZERO if x < f32(-87.3) else p * power
 
 
-@inner
+@exact
 def sigmoid32(x):
     return _ONE / (_ONE + exp32(-x))
 
@@ -86,7 +86,7 @@ def dot(a, b):
     return total
 
 
-@inner
+@exact
 def normal_cdf32(x):
     """Phi(x) = erfc(-x / sqrt 2) / 2, with the small tail's relative accuracy kept (4e-7).
 

@@ -1,4 +1,4 @@
-"""Activations in one pass each, on the vectorised exponential: tanh and erf of libm take 10 to 40 times as long.
+"""Activations in one pass each, on the vectorised exponential (libm's tanh and erf take 10 to 40 times as long).
 
 tanh(u) = 2 sigmoid(2 u) - 1, so GPT-2's GELU is x sigmoid(2 u).
 """
@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import prange
 
-from ..jit import IN1, INT, OUT1, inner, kernel, parts
+from ..jit import IN1, OUT1, inner, kernel, parts, span
 from ..math32 import exp32, normal_cdf32, sigmoid32
 
 f32 = np.float32
@@ -23,130 +23,114 @@ _MINUS_HALF = f32(-0.5)
 
 
 @inner
-def _gelu(t, parts, x, y):
-    for i in range(t * x.size // parts, (t + 1) * x.size // parts):
+def _gelu(x, y):
+    for i in range(x.size):
         y[i] = x[i] * normal_cdf32(x[i])
 
 
-@kernel(INT, IN1, OUT1)
-def _gelu_forward(parts, x, y):
-    if parts == 1:
-        _gelu(0, 1, x, y)
-        return
-    for t in prange(parts):
-        _gelu(t, parts, x, y)
-
-
 @inner
-def _gelu_slope(t, parts, grad, x, dx):
-    for i in range(t * x.size // parts, (t + 1) * x.size // parts):
+def _gelu_slope(grad, x, dx):
+    for i in range(x.size):
         v = x[i]
         dx[i] = grad[i] * (normal_cdf32(v) + v * exp32(_MINUS_HALF * v * v) * _DENSITY_AT_ZERO)
 
 
-@kernel(INT, IN1, IN1, OUT1)
-def _gelu_backward(parts, grad, x, dx):
-    if parts == 1:
-        _gelu_slope(0, 1, grad, x, dx)
-        return
-    for t in prange(parts):
-        _gelu_slope(t, parts, grad, x, dx)
-
-
 @inner
-def _gelu_tanh(t, parts, x, y):
-    for i in range(t * x.size // parts, (t + 1) * x.size // parts):
+def _gelu_tanh(x, y):
+    for i in range(x.size):
         v = x[i]
         y[i] = v * sigmoid32(_TWICE_TANH_SCALE * (v + _TANH_CUBIC * v * v * v))
 
 
-@kernel(INT, IN1, OUT1)
-def _gelu_tanh_forward(parts, x, y):
-    if parts == 1:
-        _gelu_tanh(0, 1, x, y)
-        return
-    for t in prange(parts):
-        _gelu_tanh(t, parts, x, y)
-
-
 @inner
-def _gelu_tanh_slope(t, parts, grad, x, dx):
-    for i in range(t * x.size // parts, (t + 1) * x.size // parts):
+def _gelu_tanh_slope(grad, x, dx):
+    for i in range(x.size):
         v = x[i]
         s = sigmoid32(_TWICE_TANH_SCALE * (v + _TANH_CUBIC * v * v * v))
         dx[i] = grad[i] * (s + v * s * (_ONE - s) * _TWICE_TANH_SCALE * (_ONE + _THREE_TANH_CUBIC * v * v))
 
 
-@kernel(INT, IN1, IN1, OUT1)
-def _gelu_tanh_backward(parts, grad, x, dx):
-    if parts == 1:
-        _gelu_tanh_slope(0, 1, grad, x, dx)
-        return
-    for t in prange(parts):
-        _gelu_tanh_slope(t, parts, grad, x, dx)
-
-
 @inner
-def _silu(t, parts, x, y):
-    for i in range(t * x.size // parts, (t + 1) * x.size // parts):
+def _silu(x, y):
+    for i in range(x.size):
         y[i] = x[i] * sigmoid32(x[i])
 
 
-@kernel(INT, IN1, OUT1)
-def _silu_forward(parts, x, y):
-    if parts == 1:
-        _silu(0, 1, x, y)
-        return
-    for t in prange(parts):
-        _silu(t, parts, x, y)
-
-
 @inner
-def _silu_slope(t, parts, grad, x, dx):
-    for i in range(t * x.size // parts, (t + 1) * x.size // parts):
+def _silu_slope(grad, x, dx):
+    for i in range(x.size):
         s = sigmoid32(x[i])
         dx[i] = grad[i] * s * (_ONE + x[i] * (_ONE - s))
 
 
-@kernel(INT, IN1, IN1, OUT1)
-def _silu_backward(parts, grad, x, dx):
-    if parts == 1:
-        _silu_slope(0, 1, grad, x, dx)
-        return
-    for t in prange(parts):
-        _silu_slope(t, parts, grad, x, dx)
-
-
 @inner
-def _swiglu(t, parts, gate, up, y):
-    for i in range(t * gate.size // parts, (t + 1) * gate.size // parts):
+def _swiglu(gate, up, y):
+    for i in range(gate.size):
         y[i] = gate[i] * sigmoid32(gate[i]) * up[i]
 
 
-@kernel(INT, IN1, IN1, OUT1)
-def _swiglu_forward(parts, gate, up, y):
-    if parts == 1:
-        _swiglu(0, 1, gate, up, y)
-        return
-    for t in prange(parts):
-        _swiglu(t, parts, gate, up, y)
-
-
 @inner
-def _swiglu_slopes(t, parts, grad, gate, up, dgate, dup):
-    for i in range(t * gate.size // parts, (t + 1) * gate.size // parts):
+def _swiglu_slopes(grad, gate, up, dgate, dup):
+    for i in range(gate.size):
         s = sigmoid32(gate[i])
         dgate[i] = grad[i] * up[i] * s * (_ONE + gate[i] * (_ONE - s))
         dup[i] = grad[i] * gate[i] * s
 
 
-@kernel(INT, IN1, IN1, IN1, OUT1, OUT1)
-def _swiglu_backward(parts, grad, gate, up, dgate, dup):
-    if parts == 1:
-        _swiglu_slopes(0, 1, grad, gate, up, dgate, dup)
-        return
+@kernel(IN1, OUT1)
+def _gelu_forward(parts, x, y):
     for t in prange(parts):
-        _swiglu_slopes(t, parts, grad, gate, up, dgate, dup)
+        a, b = span(t, parts, x.size)
+        _gelu(x[a:b], y[a:b])
+
+
+@kernel(IN1, IN1, OUT1)
+def _gelu_backward(parts, grad, x, dx):
+    for t in prange(parts):
+        a, b = span(t, parts, x.size)
+        _gelu_slope(grad[a:b], x[a:b], dx[a:b])
+
+
+@kernel(IN1, OUT1)
+def _gelu_tanh_forward(parts, x, y):
+    for t in prange(parts):
+        a, b = span(t, parts, x.size)
+        _gelu_tanh(x[a:b], y[a:b])
+
+
+@kernel(IN1, IN1, OUT1)
+def _gelu_tanh_backward(parts, grad, x, dx):
+    for t in prange(parts):
+        a, b = span(t, parts, x.size)
+        _gelu_tanh_slope(grad[a:b], x[a:b], dx[a:b])
+
+
+@kernel(IN1, OUT1)
+def _silu_forward(parts, x, y):
+    for t in prange(parts):
+        a, b = span(t, parts, x.size)
+        _silu(x[a:b], y[a:b])
+
+
+@kernel(IN1, IN1, OUT1)
+def _silu_backward(parts, grad, x, dx):
+    for t in prange(parts):
+        a, b = span(t, parts, x.size)
+        _silu_slope(grad[a:b], x[a:b], dx[a:b])
+
+
+@kernel(IN1, IN1, OUT1)
+def _swiglu_forward(parts, gate, up, y):
+    for t in prange(parts):
+        a, b = span(t, parts, gate.size)
+        _swiglu(gate[a:b], up[a:b], y[a:b])
+
+
+@kernel(IN1, IN1, IN1, OUT1, OUT1)
+def _swiglu_backward(parts, grad, gate, up, dgate, dup):
+    for t in prange(parts):
+        a, b = span(t, parts, gate.size)
+        _swiglu_slopes(grad[a:b], gate[a:b], up[a:b], dgate[a:b], dup[a:b])
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from numba import prange
 
 from .. import runtime
 from ..gemm import at, gemm
-from ..jit import FLAG, INT, OUT3, OUT4, REAL, VIEW4, inner, kernel, parts
+from ..jit import FLAG, INT, OUT3, OUT4, REAL, VIEW4, inner, kernel, parts, span
 from ..layout import heads_of, rows_adjacent
 from ..math32 import dot, exp32, exp_shifted, row_max, scale
 from ..pointers import row_at
@@ -97,18 +97,16 @@ def _forward_block(blas, q, k, v, mask, has_mask, causal, factor, b, h, i0, i1, 
 def _forward_heads(t, parts, blas, q, k, v, mask, has_mask, causal, factor, out, lse, scratch):
     heads, queries = q.shape[1], q.shape[2]
     total = q.shape[0] * heads
-    for item in range(t * total // parts, (t + 1) * total // parts):
+    start, end = span(t, parts, total)
+    for item in range(start, end):
         for i0 in range(0, queries, _BLOCK):
             i1 = min(i0 + _BLOCK, queries)
             _forward_block(blas, q, k, v, mask, has_mask, causal, factor, item // heads, item % heads, i0, i1, out, lse,
                            scratch[t])  # fmt: skip
 
 
-@kernel(INT, INT, VIEW4, VIEW4, VIEW4, VIEW4, FLAG, FLAG, REAL, OUT4, OUT3, OUT3)
+@kernel(INT, VIEW4, VIEW4, VIEW4, VIEW4, FLAG, FLAG, REAL, OUT4, OUT3, OUT3)
 def _forward(parts, blas, q, k, v, mask, has_mask, causal, factor, out, lse, scratch):
-    if parts == 1:
-        _forward_heads(0, 1, blas, q, k, v, mask, has_mask, causal, factor, out, lse, scratch)
-        return
     for t in prange(parts):
         _forward_heads(t, parts, blas, q, k, v, mask, has_mask, causal, factor, out, lse, scratch)
 
@@ -179,7 +177,8 @@ def _backward_heads(t, parts, blas, grad, q, k, v, out, lse, mask, has_mask, cau
     """Some of the key heads: all query heads of a group are done by one thread, which adds up their dk and dv."""
     shared, group, queries = k.shape[1], q.shape[1] // k.shape[1], q.shape[2]
     total = q.shape[0] * shared
-    for item in range(t * total // parts, (t + 1) * total // parts):
+    start, end = span(t, parts, total)
+    for item in range(start, end):
         b, first = item // shared, item % shared * group
         if need_qk:
             dk[b, :, item % shared] = 0
@@ -193,7 +192,6 @@ def _backward_heads(t, parts, blas, grad, q, k, v, out, lse, mask, has_mask, cau
 
 
 @kernel(
-    INT,
     INT,
     VIEW4,
     VIEW4,
@@ -214,10 +212,6 @@ def _backward_heads(t, parts, blas, grad, q, k, v, out, lse, mask, has_mask, cau
 )
 def _backward(parts, blas, grad, q, k, v, out, lse, mask, has_mask, causal, factor, need_qk, need_v, dq, dk, dv,
               scratch):  # fmt: skip
-    if parts == 1:
-        _backward_heads(0, 1, blas, grad, q, k, v, out, lse, mask, has_mask, causal, factor, need_qk, need_v,
-                        dq, dk, dv, scratch)  # fmt: skip
-        return
     for t in prange(parts):
         _backward_heads(t, parts, blas, grad, q, k, v, out, lse, mask, has_mask, causal, factor, need_qk, need_v,
                         dq, dk, dv, scratch)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cross-entropy without a probability matrix: forward keeps one number a row (lse), backward writes dlogits once."""
+"""Cross-entropy without a probability matrix: forward keeps one number a row (lse), backward writes dlogits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import prange
 
-from ..jit import IDS, IN1, IN2, INT, OUT1, OUT2, REAL, inner, kernel, parts
+from ..jit import IDS, IN1, IN2, INT, OUT1, OUT2, REAL, inner, kernel, parts, span
 from ..math32 import exp32, row_max
 from .reference import check_arguments
 
@@ -23,17 +23,16 @@ def _sum_exp(row, shift):
 
 
 @inner
-def _sum(row):
+def _mean(row):
     total = f32(0)
     for j in range(row.size):
         total += row[j]
-    return total
+    return total / f32(row.size)
 
 
 @inner
-def _forward_rows(t, parts, logits, target, ignore_index, smoothing, loss, lse):
-    rows, classes = logits.shape
-    for i in range(t * rows // parts, (t + 1) * rows // parts):
+def _losses(logits, target, ignore_index, smoothing, loss, lse):
+    for i in range(len(logits)):
         row = logits[i]
         top = row_max(row)
         lse[i] = top + math.log(_sum_exp(row, top))
@@ -41,42 +40,38 @@ def _forward_rows(t, parts, logits, target, ignore_index, smoothing, loss, lse):
         if target[i] != ignore_index:
             loss[i] = lse[i] - f32(1 - smoothing) * row[target[i]]
             if smoothing != 0:
-                loss[i] -= f32(smoothing) * (_sum(row) / f32(classes))
+                loss[i] -= f32(smoothing) * _mean(row)
 
 
-@kernel(INT, IN2, IDS, INT, REAL, OUT1, OUT1)
+@kernel(IN2, IDS, INT, REAL, OUT1, OUT1)
 def _forward(parts, logits, target, ignore_index, smoothing, loss, lse):
-    if parts == 1:
-        _forward_rows(0, 1, logits, target, ignore_index, smoothing, loss, lse)
-        return
     for t in prange(parts):
-        _forward_rows(t, parts, logits, target, ignore_index, smoothing, loss, lse)
+        a, b = span(t, parts, len(logits))
+        _losses(logits[a:b], target[a:b], ignore_index, smoothing, loss[a:b], lse[a:b])
 
 
 @inner
-def _backward_row(grad, logits, lse, spread, dlogits):
+def _gradient_row(grad, logits, lse, spread, dlogits):
     for j in range(logits.size):
         dlogits[j] = grad * (exp32(logits[j] - lse) - spread)
 
 
 @inner
-def _backward_rows(t, parts, grad, logits, target, lse, ignore_index, smoothing, dlogits):
-    rows, classes = logits.shape
-    for i in range(t * rows // parts, (t + 1) * rows // parts):
+def _gradients(grad, logits, target, lse, ignore_index, smoothing, dlogits):
+    spread = f32(smoothing / max(logits.shape[1], 1))
+    for i in range(len(logits)):
         if target[i] == ignore_index:
             dlogits[i] = 0
         else:
-            _backward_row(grad[i], logits[i], lse[i], f32(smoothing / classes), dlogits[i])
+            _gradient_row(grad[i], logits[i], lse[i], spread, dlogits[i])
             dlogits[i, target[i]] -= grad[i] * f32(1 - smoothing)
 
 
-@kernel(INT, IN1, IN2, IDS, IN1, INT, REAL, OUT2)
+@kernel(IN1, IN2, IDS, IN1, INT, REAL, OUT2)
 def _backward(parts, grad, logits, target, lse, ignore_index, smoothing, dlogits):
-    if parts == 1:
-        _backward_rows(0, 1, grad, logits, target, lse, ignore_index, smoothing, dlogits)
-        return
     for t in prange(parts):
-        _backward_rows(t, parts, grad, logits, target, lse, ignore_index, smoothing, dlogits)
+        a, b = span(t, parts, len(logits))
+        _gradients(grad[a:b], logits[a:b], target[a:b], lse[a:b], ignore_index, smoothing, dlogits[a:b])
 
 
 def cross_entropy_forward(

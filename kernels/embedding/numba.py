@@ -6,41 +6,36 @@ import numpy as np
 from numba import prange
 
 from ..checks import ids_within
-from ..jit import IDS, IN2, INT, OUT2, inner, kernel, parts
+from ..jit import IDS, IN2, OUT2, inner, kernel, parts, span
 from ..layout import rows_of
 from ..math32 import add
 
 
 @inner
-def _gather(t, parts, weight, ids, out):
-    for i in range(t * ids.size // parts, (t + 1) * ids.size // parts):
+def _gather(weight, ids, out):
+    for i in range(ids.size):
         out[i] = weight[ids[i]]
 
 
-@kernel(INT, IN2, IDS, OUT2)
+@kernel(IN2, IDS, OUT2)
 def _forward(parts, weight, ids, out):
-    if parts == 1:
-        _gather(0, 1, weight, ids, out)
-        return
     for t in prange(parts):
-        _gather(t, parts, weight, ids, out)
+        a, b = span(t, parts, ids.size)
+        _gather(weight, ids[a:b], out[a:b])
 
 
 @inner
 def _scatter(t, parts, grad, ids, dweight):
-    """Add up the rows of the ids that leave remainder t: frequent ids are small numbers, so this shares them out."""
-    for v in range(t, dweight.shape[0], parts):
+    """Add up the rows of the ids that leave remainder t: frequent ids are neighbours, so this shares them out."""
+    for v in range(t, len(dweight), parts):
         dweight[v] = 0
     for i in range(ids.size):
         if ids[i] % parts == t:
             add(dweight[ids[i]], grad[i])
 
 
-@kernel(INT, IN2, IDS, OUT2)
+@kernel(IN2, IDS, OUT2)
 def _backward(parts, grad, ids, dweight):
-    if parts == 1:
-        _scatter(0, 1, grad, ids, dweight)
-        return
     for t in prange(parts):
         _scatter(t, parts, grad, ids, dweight)
 

@@ -8,7 +8,7 @@ from numba import prange
 from .. import runtime
 from ..checks import same_length
 from ..gemm import at, gemm
-from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, inner, kernel, parts
+from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, inner, kernel, parts, span
 from ..layout import rows_of
 
 _ROWS_EACH = 16
@@ -19,8 +19,10 @@ _ROWS_EACH = 16
 def block(t, parts, rows, columns):
     """The block (row from, to, column from, to) of a (rows, columns) result that part ``t`` computes."""
     if rows >= _ROWS_EACH * parts:
-        return t * rows // parts, (t + 1) * rows // parts, 0, columns
-    return 0, rows, t * columns // parts, (t + 1) * columns // parts
+        r0, r1 = span(t, parts, rows)
+        return r0, r1, 0, columns
+    n0, n1 = span(t, parts, columns)
+    return 0, rows, n0, n1
 
 
 @inner
@@ -42,11 +44,8 @@ def _forward_block(t, parts, blas, x, weight, bias, y):
          at(y, r0 * n + n0), n)  # fmt: skip
 
 
-@kernel(INT, INT, IN2, IN2, IN1, OUT2)
+@kernel(INT, IN2, IN2, IN1, OUT2)
 def _forward(parts, blas, x, weight, bias, y):
-    if parts == 1:
-        _forward_block(0, 1, blas, x, weight, bias, y)
-        return
     for t in prange(parts):
         _forward_block(t, parts, blas, x, weight, bias, y)
 
@@ -64,7 +63,7 @@ def input_gradient(t, parts, blas, grad, weight, beta, dx):
 def weight_gradient(t, parts, blas, grad, x, dweight):
     """Some rows of dW = grad.T x: every thread owns its rows, so nothing has to be reduced between threads."""
     (rows, n), k = grad.shape, x.shape[1]
-    n0, n1 = t * n // parts, (t + 1) * n // parts
+    n0, n1 = span(t, parts, n)
     gemm(blas, True, False, n1 - n0, k, rows, 1.0, at(grad, n0), n, at(x, 0), k, 0.0, at(dweight, n0 * k), k)
 
 
@@ -72,7 +71,7 @@ def weight_gradient(t, parts, blas, grad, x, dweight):
 def bias_gradient(t, parts, grad, dbias):
     """Some entries of db = sum over rows of grad."""
     rows, n = grad.shape
-    n0, n1 = t * n // parts, (t + 1) * n // parts
+    n0, n1 = span(t, parts, n)
     total = dbias[n0:n1]
     total[:] = 0
     for r in range(rows):
@@ -91,11 +90,8 @@ def _backward_block(t, parts, blas, grad, x, weight, need_x, need_weight, need_b
         bias_gradient(t, parts, grad, dbias)
 
 
-@kernel(INT, INT, IN2, IN2, IN2, FLAG, FLAG, FLAG, OUT2, OUT2, OUT1)
+@kernel(INT, IN2, IN2, IN2, FLAG, FLAG, FLAG, OUT2, OUT2, OUT1)
 def _backward(parts, blas, grad, x, weight, need_x, need_weight, need_bias, dx, dweight, dbias):
-    if parts == 1:
-        _backward_block(0, 1, blas, grad, x, weight, need_x, need_weight, need_bias, dx, dweight, dbias)
-        return
     for t in prange(parts):
         _backward_block(t, parts, blas, grad, x, weight, need_x, need_weight, need_bias, dx, dweight, dbias)
 

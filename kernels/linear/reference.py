@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..checks import same_length
+from ..layout import rows_of
 
 
 def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -33,8 +34,8 @@ def linear_backward(
     >>> dx.tolist(), dw.tolist(), db.tolist()
     ([[14.0]], [[3.0], [6.0]], [1.0, 2.0])
     """
-    rows = grad.reshape(-1, grad.shape[-1]) if grad.size else grad.reshape(0, grad.shape[-1])
+    rows = rows_of(grad)
     dx = grad @ weight if needs[0] else None
-    dweight = rows.T @ x.reshape(rows.shape[0], x.shape[-1]) if needs[1] else None
+    dweight = rows.T @ rows_of(x) if needs[1] else None
     dbias = rows.sum(0) if needs[2] else None
     return dx, dweight, dbias

@@ -12,7 +12,7 @@ from numba import prange
 
 from .. import runtime
 from ..gemm import at, gemm
-from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, REAL, inner, kernel, parts
+from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, REAL, inner, kernel, parts, span
 from ..layout import rows_of
 from ..linear.numba import bias_gradient, block, fill_bias, input_gradient, weight_gradient
 from .reference import check_shapes
@@ -22,7 +22,7 @@ from .reference import check_shapes
 def _down(t, parts, blas, x, lora_a, xa):
     """Some rows of xa = x A.T."""
     (rows, k), rank = x.shape, lora_a.shape[0]
-    r0, r1 = t * rows // parts, (t + 1) * rows // parts
+    r0, r1 = span(t, parts, rows)
     gemm(
         blas,
         False,
@@ -52,12 +52,8 @@ def _forward_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y):
     gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, at(x, r0 * k), k, at(weight, n0 * k), k, 1.0, out, n)
 
 
-@kernel(INT, INT, IN2, IN2, IN1, IN2, IN2, REAL, OUT2, OUT2)
+@kernel(INT, IN2, IN2, IN1, IN2, IN2, REAL, OUT2, OUT2)
 def _forward(parts, blas, x, weight, bias, lora_a, lora_b, scaling, xa, y):
-    if parts == 1:
-        _down(0, 1, blas, x, lora_a, xa)
-        _forward_block(0, 1, blas, x, weight, bias, lora_b, scaling, xa, y)
-        return
     for t in prange(parts):
         _down(t, parts, blas, x, lora_a, xa)
     for t in prange(parts):
@@ -68,7 +64,7 @@ def _forward(parts, blas, x, weight, bias, lora_a, lora_b, scaling, xa, y):
 def _up(t, parts, blas, grad, lora_b, scaling, dxa):
     """Some rows of d(xa) = s grad B."""
     (rows, n), rank = grad.shape, lora_b.shape[1]
-    r0, r1 = t * rows // parts, (t + 1) * rows // parts
+    r0, r1 = span(t, parts, rows)
     gemm(blas, False, False, r1 - r0, rank, n, scaling, at(grad, r0 * n), n, at(lora_b, 0), rank, 0.0,
          at(dxa, r0 * rank), rank)  # fmt: skip
 
@@ -78,10 +74,10 @@ def _adapter_gradients(t, parts, blas, grad, x, xa, dxa, scaling, need_a, need_b
     """Some columns of dA = d(xa).T x and some rows of dB = s grad.T xa: each owned by one thread."""
     (rows, n), k, rank = grad.shape, x.shape[1], xa.shape[1]
     if need_a:
-        k0, k1 = t * k // parts, (t + 1) * k // parts
+        k0, k1 = span(t, parts, k)
         gemm(blas, True, False, rank, k1 - k0, rows, 1.0, at(dxa, 0), rank, at(x, k0), k, 0.0, at(da, k0), k)
     if need_b:
-        n0, n1 = t * n // parts, (t + 1) * n // parts
+        n0, n1 = span(t, parts, n)
         gemm(blas, True, False, n1 - n0, rank, rows, scaling, at(grad, n0), n, at(xa, 0), rank, 0.0,
              at(db, n0 * rank), rank)  # fmt: skip
 
@@ -102,7 +98,6 @@ def _backward_block(
 
 
 @kernel(
-    INT,
     INT,
     IN2,
     IN2,
@@ -126,12 +121,6 @@ def _backward_block(
 def _backward(parts, blas, grad, x, xa, weight, lora_a, lora_b, scaling, dxa, need_x, need_weight, need_bias, need_a,
               need_b, dx, dweight, dbias, da, db):  # fmt: skip
     needs = (need_x, need_weight, need_bias, need_a, need_b)
-    if parts == 1:
-        _up(0, 1, blas, grad, lora_b, scaling, dxa)
-        _backward_block(
-            0, 1, blas, grad, x, xa, weight, lora_a, scaling, dxa, needs, dx, dweight, dbias, da, db
-        )
-        return
     for t in prange(parts):
         _up(t, parts, blas, grad, lora_b, scaling, dxa)
     for t in prange(parts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..checks import same_length
+from ..layout import rows_of
 
 
 def lora_linear_forward(
@@ -54,15 +55,14 @@ def lora_linear_backward(
     ([[2.0]], [[1.5]], [[0.6]])
     """
     s = grad.dtype.type(scaling)
-    g = grad.reshape(-1, weight.shape[0]) if grad.size else grad.reshape(0, weight.shape[0])
-    rows, xa_rows = x.reshape(len(g), weight.shape[1]), xa.reshape(len(g), lora_a.shape[0])
+    g, rows = rows_of(grad), rows_of(x)
     dxa = s * (g @ lora_b)
     return (
         (g @ weight + dxa @ lora_a).reshape(x.shape) if needs[0] else None,
         g.T @ rows if needs[1] else None,
         g.sum(0) if needs[2] else None,
         dxa.T @ rows if needs[3] else None,
-        s * (g.T @ xa_rows) if needs[4] else None,
+        s * (g.T @ rows_of(xa)) if needs[4] else None,
     )
 
 

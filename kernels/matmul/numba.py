@@ -10,14 +10,15 @@ from numba import prange
 
 from .. import runtime
 from ..gemm import at, gemm
-from ..jit import FLAG, IDS, INT, OUT3, inner, kernel, parts
+from ..jit import FLAG, IDS, INT, OUT3, inner, kernel, parts, span
 from .reference import check_shapes
 
 
 @inner
 def _block(t, parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out):
     count, m, n = out.shape
-    for i in range(t * count // parts, (t + 1) * count // parts):
+    first, last = span(t, parts, count)
+    for i in range(first, last):
         gemm(
             blas,
             a_t,
@@ -39,16 +40,13 @@ def _block(t, parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out):
 @inner
 def _row_block(t, parts, blas, k, a, a_ld, a_t, b, b_ld, b_t, out):
     _, m, n = out.shape
-    m0, m1 = t * m // parts, (t + 1) * m // parts
+    m0, m1 = span(t, parts, m)
     first = m0 if a_t else m0 * a_ld
     gemm(blas, a_t, b_t, m1 - m0, n, k, 1.0, a + 4 * first, a_ld, b, b_ld, 0.0, at(out, m0 * n), n)
 
 
-@kernel(INT, INT, INT, INT, IDS, INT, FLAG, INT, IDS, INT, FLAG, OUT3)
+@kernel(INT, INT, INT, IDS, INT, FLAG, INT, IDS, INT, FLAG, OUT3)
 def _matmul(parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out):
-    if parts == 1:
-        _block(0, 1, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out)
-        return
     split_rows = out.shape[0] == 1
     for t in prange(parts):
         if split_rows:

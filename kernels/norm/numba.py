@@ -1,7 +1,8 @@
 """Layer norm and RMS norm: one pass over each row while it is in the cache.
 
-Both are one computation: RMS norm is layer norm that takes the mean to be zero. Gradients of weight and bias are summed
-by each thread into a row of its own; the rows are added in order, so the result depends on the thread count only.
+Both are one computation: RMS norm is layer norm that takes the mean to be zero. Gradients of weight and bias
+are summed by each thread into a row of its own; the rows are added in order, so the result depends on the thread
+count only.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import math
 import numpy as np
 from numba import prange
 
-from ..jit import FLAG, IN1, IN2, INT, OUT1, OUT2, REAL, inner, kernel, parts
+from ..jit import FLAG, IN1, IN2, OUT1, OUT2, REAL, inner, kernel, parts, span
 from ..layout import rows_of
 
 f32 = np.float32
 
 
 @inner
-def _forward_row(x, weight, bias, eps, centre, y):
+def _normalise_row(x, weight, bias, eps, centre, y):
     size = f32(x.size)
     mean = f32(0)
     if centre:
@@ -29,26 +30,23 @@ def _forward_row(x, weight, bias, eps, centre, y):
     for j in range(x.size):
         d = x[j] - mean
         square += d * d
-    rstd = f32(1) / math.sqrt(square / size + f32(eps))
+    rstd = f32(1) / math.sqrt(square / size + eps)
     for j in range(x.size):
         y[j] = (x[j] - mean) * rstd * weight[j] + bias[j]
     return mean, rstd
 
 
 @inner
-def _forward_rows(t, parts, x, weight, bias, eps, centre, y, mean, rstd):
-    rows = x.shape[0]
-    for i in range(t * rows // parts, (t + 1) * rows // parts):
-        mean[i], rstd[i] = _forward_row(x[i], weight, bias, eps, centre, y[i])
+def _normalise(x, weight, bias, eps, centre, y, mean, rstd):
+    for i in range(len(x)):
+        mean[i], rstd[i] = _normalise_row(x[i], weight, bias, f32(eps), centre, y[i])
 
 
-@kernel(INT, IN2, IN1, IN1, REAL, FLAG, OUT2, OUT1, OUT1)
+@kernel(IN2, IN1, IN1, REAL, FLAG, OUT2, OUT1, OUT1)
 def _forward(parts, x, weight, bias, eps, centre, y, mean, rstd):
-    if parts == 1:
-        _forward_rows(0, 1, x, weight, bias, eps, centre, y, mean, rstd)
-        return
     for t in prange(parts):
-        _forward_rows(t, parts, x, weight, bias, eps, centre, y, mean, rstd)
+        a, b = span(t, parts, len(x))
+        _normalise(x[a:b], weight, bias, eps, centre, y[a:b], mean[a:b], rstd[a:b])
 
 
 @inner
@@ -67,6 +65,12 @@ def _input_row(grad, x, weight, mean, rstd, centre, dx):
 
 
 @inner
+def _input_gradient(grad, x, weight, mean, rstd, centre, dx):
+    for i in range(len(x)):
+        _input_row(grad[i], x[i], weight, mean[i], rstd[i], centre, dx[i])
+
+
+@inner
 def _parameter_row(grad, x, mean, rstd, dweight, dbias):
     for j in range(x.size):
         dweight[j] += grad[j] * (x[j] - mean) * rstd
@@ -74,29 +78,21 @@ def _parameter_row(grad, x, mean, rstd, dweight, dbias):
 
 
 @inner
-def _backward_rows(
-    t, parts, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias
-):
-    rows = x.shape[0]
-    if need_parameters:
-        dweight[t] = 0
-        dbias[t] = 0
-    for i in range(t * rows // parts, (t + 1) * rows // parts):
-        if need_x:
-            _input_row(grad[i], x[i], weight, mean[i], rstd[i], centre, dx[i])
-        if need_parameters:
-            _parameter_row(grad[i], x[i], mean[i], rstd[i], dweight[t], dbias[t])
+def _parameter_gradient(grad, x, mean, rstd, dweight, dbias):
+    dweight[:] = 0
+    dbias[:] = 0
+    for i in range(len(x)):
+        _parameter_row(grad[i], x[i], mean[i], rstd[i], dweight, dbias)
 
 
-@kernel(INT, IN2, IN2, IN1, IN1, IN1, FLAG, FLAG, FLAG, OUT2, OUT2, OUT2)
+@kernel(IN2, IN2, IN1, IN1, IN1, FLAG, FLAG, FLAG, OUT2, OUT2, OUT2)
 def _backward(parts, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias):
-    if parts == 1:
-        _backward_rows(0, 1, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias)
-        return
     for t in prange(parts):
-        _backward_rows(
-            t, parts, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias
-        )
+        a, b = span(t, parts, len(x))
+        if need_x:
+            _input_gradient(grad[a:b], x[a:b], weight, mean[a:b], rstd[a:b], centre, dx[a:b])
+        if need_parameters:
+            _parameter_gradient(grad[a:b], x[a:b], mean[a:b], rstd[a:b], dweight[t], dbias[t])
 
 
 def _run_forward(x, weight, bias, eps, centre):
@@ -104,12 +100,8 @@ def _run_forward(x, weight, bias, eps, centre):
     count, size = rows.shape
     weight = np.ones(size, np.float32) if weight is None else np.ascontiguousarray(weight)
     bias = np.zeros(size, np.float32) if bias is None else np.ascontiguousarray(bias)
-    y, mean, rstd = (
-        np.empty((count, size), np.float32),
-        np.empty(count, np.float32),
-        np.empty(count, np.float32),
-    )
-    _forward(parts(rows.size), rows, weight, bias, eps, centre, y, mean, rstd)
+    y, mean, rstd = (np.empty(shape, np.float32) for shape in ((count, size), count, count))
+    _forward(parts(rows.size), rows, weight, bias, float(eps), centre, y, mean, rstd)
     return y.reshape(x.shape), mean.reshape(x.shape[:-1]), rstd.reshape(x.shape[:-1])
 
 

@@ -7,46 +7,42 @@ import math
 import numpy as np
 from numba import prange
 
-from ..jit import IN1, INT, OUT1, OUT1_F64, REAL, inner, kernel, parts
+from ..jit import IN1, OUT1, OUT1_F64, REAL, inner, kernel, parts, span
 from .reference import check_state
 
 f32 = np.float32
 
 
 @inner
-def _update(t, parts, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
-    for i in range(t * p.size // parts, (t + 1) * p.size // parts):
+def _update(p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
+    for i in range(p.size):
         m[i] += blend1 * (g[i] - m[i])
         v[i] = beta2 * v[i] + blend2 * g[i] * g[i]
         p[i] = p[i] * keep - rate * (m[i] / (math.sqrt(v[i]) * root_scale + eps))
 
 
-@kernel(INT, OUT1, IN1, OUT1, OUT1, REAL, REAL, REAL, REAL, REAL, REAL, REAL)
+@kernel(OUT1, IN1, OUT1, OUT1, REAL, REAL, REAL, REAL, REAL, REAL, REAL)
 def _adamw(parts, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
     keep, blend1, beta2, blend2 = f32(keep), f32(blend1), f32(beta2), f32(blend2)
     root_scale, eps, rate = f32(root_scale), f32(eps), f32(rate)
-    if parts == 1:
-        _update(0, 1, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate)
-        return
     for t in prange(parts):
-        _update(t, parts, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate)
+        a, b = span(t, parts, p.size)
+        _update(p[a:b], g[a:b], m[a:b], v[a:b], keep, blend1, beta2, blend2, root_scale, eps, rate)
 
 
 @inner
-def _sum_squares(t, parts, x, sums):
+def _sum_squares(x):
     total = 0.0
-    for i in range(t * x.size // parts, (t + 1) * x.size // parts):
+    for i in range(x.size):
         total += np.float64(x[i]) * np.float64(x[i])
-    sums[t] = total
+    return total
 
 
-@kernel(INT, IN1, OUT1_F64)
+@kernel(IN1, OUT1_F64)
 def _square_norm(parts, x, sums):
-    if parts == 1:
-        _sum_squares(0, 1, x, sums)
-        return
     for t in prange(parts):
-        _sum_squares(t, parts, x, sums)
+        a, b = span(t, parts, x.size)
+        sums[t] = _sum_squares(x[a:b])
 
 
 def adamw_step(

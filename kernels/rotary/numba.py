@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..jit import INT, OUT4, REAL, VIEW3, VIEW4, inner, kernel, parts
+from ..jit import OUT4, REAL, VIEW3, VIEW4, inner, kernel, parts, span
 from ..layout import rows_adjacent
 from ..pointers import row_at
 from .reference import angles
@@ -24,8 +24,8 @@ def _rotate(x, cos, sin, sign, y):
 @inner
 def _positions(t, parts, x, cos, sin, sign, out):
     batch, length, heads, size = out.shape
-    total = batch * length
-    for i in range(t * total // parts, (t + 1) * total // parts):
+    first, last = span(t, parts, batch * length)
+    for i in range(first, last):
         b, p = i // length, i % length
         c = row_at(cos.ctypes.data + b * cos.strides[0] + p * cos.strides[1], size // 2)
         s = row_at(sin.ctypes.data + b * sin.strides[0] + p * sin.strides[1], size // 2)
@@ -34,11 +34,8 @@ def _positions(t, parts, x, cos, sin, sign, out):
             _rotate(row, c, s, f32(sign), out[b, p, h])
 
 
-@kernel(INT, VIEW4, VIEW3, VIEW3, REAL, OUT4)
+@kernel(VIEW4, VIEW3, VIEW3, REAL, OUT4)
 def _rotary(parts, x, cos, sin, sign, out):
-    if parts == 1:
-        _positions(0, 1, x, cos, sin, sign, out)
-        return
     for t in prange(parts):
         _positions(t, parts, x, cos, sin, sign, out)
 

@@ -34,7 +34,7 @@ def rotary_backward(grad: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.nd
 def angles(x: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Broadcast a table of cosines or sines to (B, T, D/2), or raise ValueError."""
     b, _, t, d = x.shape
-    if d % 2 or table.shape not in ((t, d // 2), (b, t, d // 2)):
+    if d % 2 or table.shape not in ((t, d // 2), (1, t, d // 2), (b, t, d // 2)):
         raise ValueError(
             f"rotary: x is (B, H, T, D) = {x.shape}; expected cos and sin of shape (T, D/2) = {(t, d // 2)} "
             f"or (B, T, D/2) = {(b, t, d // 2)} with D even, got {table.shape}"

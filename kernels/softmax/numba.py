@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..jit import IN2, INT, OUT2, inner, kernel, parts
+from ..jit import IN2, OUT2, inner, kernel, parts, span
 from ..layout import rows_of
 from ..math32 import dot, exp_shifted, row_max, scale
 
@@ -13,43 +13,38 @@ f32 = np.float32
 
 
 @inner
-def _forward_rows(t, parts, x, y):
-    for i in range(t * x.shape[0] // parts, (t + 1) * x.shape[0] // parts):
-        row = y[i]
-        row[:] = x[i]
-        total = exp_shifted(row, row_max(row))
-        scale(row, f32(1) / total)
+def _softmax(x, y):
+    for i in range(len(x)):
+        y[i] = x[i]
+        total = exp_shifted(y[i], row_max(y[i]))
+        scale(y[i], f32(1) / total)
 
 
-@kernel(INT, IN2, OUT2)
+@kernel(IN2, OUT2)
 def _forward(parts, x, y):
-    if parts == 1:
-        _forward_rows(0, 1, x, y)
-        return
     for t in prange(parts):
-        _forward_rows(t, parts, x, y)
+        a, b = span(t, parts, len(x))
+        _softmax(x[a:b], y[a:b])
 
 
 @inner
-def _backward_row(grad, y, dx):
+def _gradient_row(grad, y, dx):
     mean = dot(grad, y)
     for j in range(y.size):
         dx[j] = y[j] * (grad[j] - mean)
 
 
 @inner
-def _backward_rows(t, parts, grad, y, dx):
-    for i in range(t * y.shape[0] // parts, (t + 1) * y.shape[0] // parts):
-        _backward_row(grad[i], y[i], dx[i])
+def _gradient(grad, y, dx):
+    for i in range(len(y)):
+        _gradient_row(grad[i], y[i], dx[i])
 
 
-@kernel(INT, IN2, IN2, OUT2)
+@kernel(IN2, IN2, OUT2)
 def _backward(parts, grad, y, dx):
-    if parts == 1:
-        _backward_rows(0, 1, grad, y, dx)
-        return
     for t in prange(parts):
-        _backward_rows(t, parts, grad, y, dx)
+        a, b = span(t, parts, len(y))
+        _gradient(grad[a:b], y[a:b], dx[a:b])
 
 
 def softmax_forward(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,153 @@
+"""The references' gradients against central differences in float64, and their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minitorch_peft.kernels import get
+
+FLOAT64 = np.dtype("float64")
+seeds = st.integers(0, 2**32 - 1)
+
+
+def kernel(name: str) -> Callable:
+    return get(name, FLOAT64)
+
+
+def assert_gradients(f: Callable, inputs: list, backward: Callable, rng: np.random.Generator) -> None:
+    """Along a random direction in each input, with a random cotangent, f changes as backward says."""
+    h = 1e-6
+    cotangent = rng.standard_normal(f(*inputs).shape)
+    gradients = backward(cotangent)
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    for i, (x, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+        assert gradient.shape == x.shape and gradient.dtype == FLOAT64
+        v = rng.standard_normal(x.shape)
+        ends = [f(*[y + s * h * v if j == i else y for j, y in enumerate(inputs)]) for s in (1, -1)]
+        numeric = (cotangent * (ends[0] - ends[1])).sum() / (2 * h)
+        np.testing.assert_allclose((gradient * v).sum(), numeric, rtol=1e-5, atol=1e-7, err_msg=f"input {i}")
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.integers(0, 5), st.integers(1, 5), st.integers(1, 5))
+def test_linear_and_lora(seed, rows, k, n):
+    rng = np.random.default_rng(seed)
+    x, w, b, a, up = (rng.standard_normal(s) for s in ((2, rows, k), (n, k), n, (3, k), (n, 3)))
+    forward, backward = kernel("linear_forward"), kernel("linear_backward")
+    assert_gradients(forward, [x, w, b], lambda g: backward(g, x, w), rng)
+    forward, backward = kernel("lora_linear_forward"), kernel("lora_linear_backward")
+    xa = forward(x, w, b, a, up, 0.7)[1]
+    assert_gradients(
+        lambda *inputs: forward(*inputs, 0.7)[0],
+        [x, w, b, a, up],
+        lambda g: backward(g, x, xa, w, a, up, 0.7, (True,) * 5),
+        rng,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.integers(1, 4), st.integers(2, 6))
+def test_norms(seed, rows, size):
+    rng = np.random.default_rng(seed)
+    x, w, b = rng.standard_normal((rows, size)), rng.standard_normal(size), rng.standard_normal(size)
+    eps = 0.1
+    layer, rms = kernel("layer_norm_forward"), kernel("rms_norm_forward")
+    _, mean, rstd = layer(x, w, b, eps)
+    layer_back, rms_back = kernel("layer_norm_backward"), kernel("rms_norm_backward")
+    assert_gradients(lambda *i: layer(*i, eps)[0], [x, w, b], lambda g: layer_back(g, x, w, mean, rstd), rng)
+    rstd_only = rms(x, w, eps)[1]
+    assert_gradients(lambda *i: rms(*i, eps)[0], [x, w], lambda g: rms_back(g, x, w, rstd_only), rng)
+    assert_gradients(lambda x: layer(x, None, None, eps)[0], [x],
+                     lambda g: layer_back(g, x, None, mean, rstd, (True, False, False))[0], rng)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds)
+def test_activations_and_softmax(seed):
+    rng = np.random.default_rng(seed)
+    x, up = 2 * rng.standard_normal((3, 5)), rng.standard_normal((3, 5))
+    for name in ("gelu", "gelu_tanh", "silu"):
+        backward = kernel(f"{name}_backward")
+        assert_gradients(kernel(f"{name}_forward"), [x], lambda g, b=backward: b(g, x), rng)
+    assert_gradients(kernel("swiglu_forward"), [x, up], lambda g: kernel("swiglu_backward")(g, x, up), rng)
+    y = kernel("softmax_forward")(x)
+    assert_gradients(kernel("softmax_forward"), [x], lambda g: kernel("softmax_backward")(g, y), rng)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from([(3, 3), (2, 5), (5, 2), (1, 4)]), st.integers(1, 2), st.integers(1, 3), st.booleans(),
+       st.sampled_from(["none", "bool", "float"]))  # fmt: skip
+def test_attention(seed, lengths, shared, group, causal, mask_kind):
+    rng = np.random.default_rng(seed)
+    t, s = lengths
+    q, k, v = (rng.standard_normal((2, h, n, 3)) for h, n in ((shared * group, t), (shared, s), (shared, s)))
+    mask = {"none": None, "bool": rng.random((2, 1, t, s)) < 0.6, "float": rng.standard_normal((t, s))}[mask_kind]
+    forward, backward = kernel("attention_forward"), kernel("attention_backward")
+    out, lse = forward(q, k, v, mask, causal, 0.6)
+    assert_gradients(
+        lambda *i: forward(*i, mask, causal, 0.6)[0],
+        [q, k, v],
+        lambda g: backward(g, q, k, v, out, lse, mask, causal, 0.6),
+        rng,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.sampled_from([0.0, 0.2]))
+def test_cross_entropy(seed, smoothing):
+    rng = np.random.default_rng(seed)
+    logits, target = rng.standard_normal((4, 6)), np.array([0, 5, -1, 3])
+    forward, backward = kernel("cross_entropy_forward"), kernel("cross_entropy_backward")
+    lse = forward(logits, target, -1, smoothing)[1]
+    assert_gradients(
+        lambda x: forward(x, target, -1, smoothing)[0],
+        [logits],
+        lambda g: backward(g, logits, target, lse, -1, smoothing),
+        rng,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.booleans())
+def test_embedding_and_rotary(seed, per_row):
+    rng = np.random.default_rng(seed)
+    weight, ids = rng.standard_normal((4, 3)), rng.integers(0, 4, (2, 5))
+    forward, backward = kernel("embedding_forward"), kernel("embedding_backward")
+    assert_gradients(lambda w: forward(w, ids), [weight], lambda g: backward(g, ids, 4), rng)
+    x, angle = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((2, 5, 2) if per_row else (5, 2))
+    forward, backward = kernel("rotary_forward"), kernel("rotary_backward")
+    cos, sin = np.cos(angle), np.sin(angle)
+    assert_gradients(lambda x: forward(x, cos, sin), [x], lambda g: backward(g, cos, sin), rng)
+    np.testing.assert_allclose(backward(forward(x, cos, sin), cos, sin), x)  # a rotation's transpose undoes it
+
+
+WRONG = {
+    "linear: x": ("linear_forward", ((2, 3), (4, 5), None), ValueError, r"x.shape\[-1\] is 3"),
+    "lora: rank": ("lora_linear_forward", ((2, 5), (4, 5), None, (2, 5), (4, 3), 1.0), ValueError, "lora_b"),
+    "matmul: inner": ("matmul", ((2, 3), (4, 5)), ValueError, "3"),
+    "matmul: vector": ("matmul", ((3,), (3, 5)), ValueError, "two dimensions"),
+    "attention: heads": ("attention_forward", ((1, 3, 2, 4), (1, 2, 2, 4), (1, 2, 2, 4), None, True, 1.0), ValueError,
+                         "multiple"),
+    "cross_entropy: class": ("cross_entropy_forward", ((2, 3), np.array([0, 3]), -100, 0.0), IndexError,
+                             r"target\[1\] is 3"),
+    "cross_entropy: rows": ("cross_entropy_forward", ((2, 3), np.array([0]), -100, 0.0), ValueError, "len"),
+    "embedding: id": ("embedding_forward", ((4, 3), np.array([0, 4])), IndexError, r"\[0, 4\)"),
+    "embedding: negative id": ("embedding_forward", ((4, 3), np.array([-1])), IndexError, "-1"),
+    "rotary: odd": ("rotary_forward", ((1, 1, 2, 3), (2, 1), (2, 1)), ValueError, "D even"),
+    "adamw: shapes": ("adamw_step", ((2,), (3,), (2,), (2,), 0.1, 0.9, 0.99, 1e-8, 0.0, 1), ValueError, "one shape"),
+    "adamw: step": ("adamw_step", ((2,), (2,), (2,), (2,), 0.1, 0.9, 0.99, 1e-8, 0.0, 0), ValueError, "counts from 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_named(case, dtype):
+    name, args, error, message = WRONG[case]
+    args = [np.ones(a, dtype) if isinstance(a, tuple) else a for a in args]
+    with pytest.raises(error, match=message):
+        get(name, np.dtype(dtype))(*args)

@@ -1,0 +1,118 @@
+"""The process that Numba kernels run in: BLAS, memory, the announcement; and the documentation's examples."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from minitorch_peft import kernels
+from minitorch_peft.kernels import jit, memory, runtime
+
+MODULES = [m.name for m in pkgutil.walk_packages(kernels.__path__, "minitorch_peft.kernels.")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples(module):
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+@pytest.mark.parametrize("version", ["0.3.28", "0.3.29", "0.3.29.0.0"])
+def test_a_blas_that_is_wrong_under_concurrent_calls_is_refused(version):
+    library = {"internal_api": "openblas", "version": version, "filepath": "/env/scipy.libs/libscipy_openblas.so"}
+    with pytest.raises(RuntimeError, match=r"OpenBLAS 0\.3\.2[89].*concurrent.*pip install -U scipy"):
+        runtime.check_blas([library])
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        {"internal_api": "openblas", "version": "0.3.30", "filepath": "/env/scipy.libs/libscipy_openblas.so"},
+        {"internal_api": "openblas", "version": "0.3.27", "filepath": "/env/scipy.libs/libscipy_openblas.so"},
+        {"internal_api": "openblas", "version": "0.3.29", "filepath": "/env/numpy.libs/libscipy_openblas64_.so"},
+        {"internal_api": "mkl", "version": "0.3.29", "filepath": "/env/lib/libmkl_rt.so"},
+    ],
+)
+def test_other_blas_is_accepted(library):
+    runtime.check_blas([library])
+
+
+def test_starting_leaves_one_thread_pool():
+    import threadpoolctl
+
+    runtime.start()
+    blas = threadpoolctl.ThreadpoolController().select(user_api="blas").info()
+    ours = [lib for lib in blas if "scipy" in lib["filepath"] or "numpy" in lib["filepath"]]
+    assert ours and {lib["num_threads"] for lib in ours} == {1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_freed_buffers_are_kept():
+    """A 64 MiB array that was freed and is asked for again costs no new pages."""
+    code = (
+        "import resource, numpy as np; from minitorch_peft.kernels import memory;"
+        "assert memory.keep_freed_buffers();"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+        "np.ones(1 << 24, np.float32); before = faults(); np.ones(1 << 24, np.float32); print(faults() - before)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 200  # 16384 pages otherwise
+
+
+def test_memory_tuning_is_optional(monkeypatch):
+    def no_library(name):
+        raise OSError
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", no_library)
+    assert memory.keep_freed_buffers() is False
+
+
+def test_slow_compilation_is_announced_once(capsys, monkeypatch):
+    monkeypatch.setattr(jit._announcement, "_said", False)
+    monkeypatch.setattr(jit, "PATIENCE", 0.01)
+    for _ in range(2):
+        with jit._announcement():
+            time.sleep(0.1)
+    assert capsys.readouterr().err.count("compiling kernels for this machine (first run only)") == 1
+
+
+def test_fast_compilation_is_silent(capsys, monkeypatch):
+    monkeypatch.setattr(jit._announcement, "_said", False)
+    with jit._announcement():
+        pass
+    time.sleep(0.01)
+    assert capsys.readouterr().err == ""
+
+
+def test_small_problems_stay_on_one_thread():
+    import numba
+
+    assert jit.parts(jit.GRAIN - 1) == 1
+    assert jit.parts(jit.GRAIN) == numba.get_num_threads()
+    before = numba.get_num_threads()
+    kernels.get("gelu_forward", np.dtype("float32"))(np.ones(3, np.float32))
+    assert numba.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_who_ran_before(tmp_path):
+    """A cold process (nothing cached on disk) gives the bits of a warm one."""
+    code = (
+        "import numpy as np, hashlib; from minitorch_peft.kernels import get;"
+        "x = np.random.default_rng(0).standard_normal((300, 70), dtype=np.float32);"
+        "y = get('linear_forward', x.dtype)(x, x[:50], None);"
+        "print(hashlib.sha256(y.tobytes()).hexdigest())"
+    )
+    cold = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
+        for env in (cold, cold, dict(os.environ))
+    ]
+    assert len(set(runs)) == 1
