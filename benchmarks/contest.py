@@ -19,12 +19,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# The clone's folder must not be on the path of a process that imports the peers: they look for a package called
+# ``kernels`` and would find ours. So it is there only while the package ``benchmarks`` is found.
+BOOTSTRAP = f"""
+import runpy, sys
+sys.argv.pop(0)
+sys.path.append({str(Path(__file__).resolve().parents[1])!r})
+import benchmarks
+sys.path.pop()
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass
 class Contender:
-    """A process that answers ``time``, ``memory`` and ``quit``; started by ``python -P -m module arguments``."""
+    """A process that answers ``time`` and ``memory``: ``benchmarks.<module>``, run with ``arguments``."""
 
     name: str
     module: str
@@ -34,8 +44,7 @@ class Contender:
     def start(self, threads: int) -> None:
         env = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(threads)) | self.environment
         self.rounds: list[list[float]] = []
-        # -P keeps the clone's folders (kernels/) off the peers' path; the script's own package is found by its file
-        command = [sys.executable, "-P", str(Path(__file__).with_name(f"{self.module}.py")), *self.arguments]
+        command = [sys.executable, "-P", "-c", BOOTSTRAP, f"benchmarks.{self.module}", *self.arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.hello = self._read()
 
@@ -79,9 +88,7 @@ def run(contenders: list[Contender], rounds: int, slice_seconds: float, threads:
 
 def ratio(peer: Contender, ours: Contender) -> tuple[float, float, float]:
     """peer's time / our time, above 1 is faster: of the medians, and the lowest and highest round."""
-    by_round = [
-        statistics.median(p) / statistics.median(o) for p, o in zip(peer.rounds, ours.rounds, strict=True)
-    ]
+    by_round = [statistics.median(p) / statistics.median(o) for p, o in zip(peer.rounds, ours.rounds, strict=True)]
     return peer.seconds / ours.seconds, min(by_round), max(by_round)
 
 

@@ -12,11 +12,7 @@ import argparse
 import json
 import os
 import platform
-import sys
 from pathlib import Path
-
-if __package__ in (None, ""):  # started by its file, with -P
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import contest
 
@@ -83,11 +79,15 @@ def print_profile(size: str, method: str) -> None:
     total = sum(seconds for *_, seconds in p.rows())
     print(f"{size} {method}: {1e3 * total / 5:.1f} ms a step in operations")
     for name, phase, calls, seconds in p.rows()[:16]:
-        print(f"  {name:20s} {phase:8s} {calls // 5:4d} calls {1e3 * seconds / 5:8.2f} ms {100 * seconds / total:5.1f}%")
+        print(
+            f"  {name:20s} {phase:8s} {calls // 5:4d} calls {1e3 * seconds / 5:8.2f} ms {100 * seconds / total:5.1f}%"
+        )
 
 
 def machine() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return f"{names[0] if names else platform.processor()}, Python {platform.python_version()}"
 
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-
-if __package__ in (None, ""):
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contest import resident_bytes, serve
 from benchmarks.train_step import ALPHA, RANK, RATE, SIZES, VOCABULARY

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-if __package__ in (None, ""):
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contest import resident_bytes, serve
 from benchmarks.train_step import ALPHA, RANK, RATE, SIZES, VOCABULARY
@@ -33,7 +29,11 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, T, C = x.shape
-        qkv = self.qkv_proj(x).split(C, 2) if hasattr(self, "qkv_proj") else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        qkv = (
+            self.qkv_proj(x).split(C, 2)
+            if hasattr(self, "qkv_proj")
+            else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
         q, k, v = (t.view(B, T, self.heads, -1).transpose(1, 2) for t in qkv)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
