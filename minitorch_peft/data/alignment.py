@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -54,12 +54,7 @@ def check_offsets(
         if verse not in known_defects:
             problem = _offset_problem(text[start:end], verse % 1000)
             lost = text[position:start]
-            if (
-                problem is None
-                and lost.strip()
-                and before not in known_defects
-                and (position, start) not in slices
-            ):
+            if problem is None and lost.strip() and before not in known_defects and (position, start) not in slices:
                 problem = f"should follow the verse before it, but {lost[:60]!r} lies between"
             if problem is not None:
                 raise AlignmentError(
@@ -86,12 +81,12 @@ def check_chapters(name: str, verses: Mapping[int, str], matching: Collection[in
 
     Chapters under five verses are too short to tell.
     """
-    chapters = _by_chapter(verses)
-    for members in chapters.values():
-        if len(members) >= 5 and 2 * sum(verse in matching for verse in members) < len(members):
+    for chapter, members in _by_chapter(verses).items():
+        agreeing = sum(chapter * 1000 + number in matching for number in members)
+        if len(members) >= 5 and 2 * agreeing < len(members):
             raise AlignmentError(
-                f"{name}: the chapter of {reference(members[0])} does not say what the second translation "
-                "says at the same numbers. It is misaligned: use another version of the package."
+                f"{name}: the chapter of {reference(chapter * 1000 + min(members))} does not say what the second "
+                "translation says at the same numbers. It is misaligned: use another version of the package."
             )
 
 
@@ -112,45 +107,50 @@ def matching_verses(verses: Mapping[int, str], against: Mapping[int, str]) -> se
     others = _by_chapter(against)
     matching: set[int] = set()
     for chapter, members in _by_chapter(verses).items():
-        partners = others.get(chapter)
-        if partners:
-            similarity = _similarity([verses[v] for v in members], [against[v] for v in partners])
-            distance = np.array(partners) - np.array(members)[:, None]
-            near = np.abs(np.arange(len(members)) - np.arange(len(members))[:, None]) <= _NEIGHBOURS
-            near = near / near.sum(axis=1, keepdims=True)
-            scores = np.stack([near @ np.where(distance == s, similarity, 0).sum(axis=1) for s in _SHIFTS])
+        if chapter in others:
+            scores = _similarity(members, others[chapter])
             own = scores[_SHIFTS.index(0)]
             good = (own >= scores.max(axis=0)) & (own >= _LEAST)
-            matching.update(verse for verse, ok in zip(members, good, strict=True) if ok)
+            matching.update(chapter * 1000 + number for number, ok in zip(members, good, strict=True) if ok)
     return matching
 
 
-def _by_chapter(verses: Mapping[int, str]) -> dict[int, list[int]]:
-    chapters: dict[int, list[int]] = defaultdict(list)
-    for verse in verses:
-        chapters[verse // 1000].append(verse)
+def _by_chapter(verses: Mapping[int, str]) -> dict[int, dict[int, str]]:
+    """Chapter (book * 1000 + chapter) -> number of the verse -> text."""
+    chapters: dict[int, dict[int, str]] = defaultdict(dict)
+    for verse, text in verses.items():
+        chapters[verse // 1000][verse % 1000] = text
     return chapters
 
 
-def _similarity(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
-    """(N, M) cosines between the verses of two versions of a chapter."""
-    a, b = _trigrams(left), _trigrams(right)
-    mean = (a.mean(axis=0) + b.mean(axis=0)) / 2
-    a, b = a - mean, b - mean
-    a /= np.linalg.norm(a, axis=1, keepdims=True) + 1e-9
-    b /= np.linalg.norm(b, axis=1, keepdims=True) + 1e-9
-    return a @ b.T
+def _similarity(chapter: Mapping[int, str], other: Mapping[int, str]) -> np.ndarray:
+    """(shifts, N): how alike each verse and the other text's verse that many numbers on are, with neighbours."""
+    ours, theirs = _trigrams(chapter.values()), _trigrams(other.values())
+    mean = (ours.mean(axis=0) + theirs.mean(axis=0)) / 2
+    ours, theirs = _unit(ours - mean), _unit(theirs - mean)
+    margin = max(_SHIFTS)
+    row, their_row = np.array(list(chapter)) + margin, np.array(list(other)) + margin
+    placed = np.zeros((max(row.max(), their_row.max()) + margin + 1, _BUCKETS), dtype=np.float32)
+    placed[their_row] = theirs
+    # einsum, not matmul: on matrices this small a pool of threads costs more than it brings
+    alike = np.stack([np.einsum("nk,nk->n", ours, placed[row + shift]) for shift in _SHIFTS])
+    near = np.abs(np.subtract.outer(np.arange(len(row)), np.arange(len(row)))) <= _NEIGHBOURS
+    return np.einsum("sm,nm->sn", alike, near) / near.sum(axis=1)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9)
 
 
 _BUCKETS = 1024
 _SPELLING = str.maketrans("vjyw", "uiiu")  # 1395 and 1525 write u for v, and i or y for j
 
 
-def _trigrams(texts: Sequence[str]) -> np.ndarray:
+def _trigrams(texts: Collection[str]) -> np.ndarray:
     """(N, buckets): 1.0 where a text has a trigram that hashes into the bucket."""
     words = [" ".join(re.findall("[a-z]{4,}", t.lower().translate(_SPELLING))) + "   " for t in texts]
     letters = np.frombuffer("".join(words).encode(), dtype=np.uint8).astype(np.int64)
     rows = np.repeat(np.arange(len(texts)), [len(w) for w in words])[:-2]
     codes = (letters[:-2] * 961 + letters[1:-1] * 31 + letters[2:]) * 2654435761 % 4294967291 % _BUCKETS
     counts = np.bincount(rows * _BUCKETS + codes, minlength=len(texts) * _BUCKETS)
-    return np.minimum(counts, 1).reshape(len(texts), _BUCKETS).astype(np.float64)
+    return np.minimum(counts, 1).reshape(len(texts), _BUCKETS).astype(np.float32)

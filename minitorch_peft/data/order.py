@@ -11,9 +11,7 @@ import numpy as np
 from minitorch_peft.autograd.random import generator
 
 
-def epoch_slices(
-    total: int, step: int, batch_size: int, seed: int, site: str
-) -> Iterator[tuple[int, np.ndarray]]:
+def epoch_slices(total: int, step: int, batch_size: int, seed: int, site: str) -> Iterator[tuple[int, np.ndarray]]:
     """The examples of one step: (epoch, indices below ``total``), one item for each epoch that the step
     touches.
 
@@ -29,9 +27,7 @@ def epoch_slices(
         ValueError: a step below 0 or a batch size below 1.
     """
     if step < 0 or batch_size < 1:
-        raise ValueError(
-            f"expected step >= 0 and batch_size >= 1, got step {step} and batch_size {batch_size}"
-        )
+        raise ValueError(f"expected step >= 0 and batch_size >= 1, got step {step} and batch_size {batch_size}")
     position, stop = step * batch_size, (step + 1) * batch_size
     while position < stop:
         epoch, offset = divmod(position, total)

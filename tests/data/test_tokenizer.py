@@ -59,9 +59,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_files_that_are_no_tokenizers_are_refused(tmp_path):
-    with pytest.raises(
-        FileFormatError, match=r"none\.json: no such file; expected a Hugging Face tokenizer\.json"
-    ):
+    with pytest.raises(FileFormatError, match=r"none\.json: no such file; expected a Hugging Face tokenizer\.json"):
         Tokenizer.from_file(tmp_path / "none.json")
     with pytest.raises(FileFormatError, match=r"no-such-model: no such model; .*such as 'tiny'"):
         Tokenizer.from_pretrained("no-such-model")
