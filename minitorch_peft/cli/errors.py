@@ -74,7 +74,8 @@ def exit_code(error: BaseException) -> int | None:
 
 
 def describe(error: BaseException) -> str:
-    """The message in one line."""
+    """The message in one line, in the command line's words."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message.replace("resume=True", "--resume")
