@@ -19,7 +19,7 @@ from minitorch_peft.training.errors import CheckpointError
 from minitorch_peft.training.fingerprint import digest
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
-_TEMPORARY = ".step-*.tmp"  # what formats.files leaves behind when the process is killed while it writes
+_TEMPORARY = (".step-*.tmp", ".metrics.jsonl.*.tmp")  # left by a process that was killed while it wrote
 
 
 @dataclass
@@ -73,7 +73,7 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as lock:
             self._lock(lock.fileno())
-            for stale in self.path.glob(_TEMPORARY):
+            for stale in (path for pattern in _TEMPORARY for path in self.path.glob(pattern)):
                 stale.unlink()
             yield
 

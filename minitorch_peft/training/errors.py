@@ -10,7 +10,7 @@ class TrainingError(RuntimeError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint could not be written, read, or does not belong to this run."""
+    """A file of the run could not be written or read, or belongs to another run."""
 
 
 class TrainingInterrupted(TrainingError):  # noqa: N818 (it is what the user asked for, not a mistake)

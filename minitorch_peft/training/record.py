@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -99,18 +98,19 @@ class RunRecord:
 
     def restore_best(self, state: RunState) -> None:
         """Put the weights of the best evaluation into the model."""
-        self._set_weights(read_checkpoint(self.folder.at(state.best_step)))
+        if state.best_step < state.step:
+            self._set_weights(read_checkpoint(self.folder.at(state.best_step)))
 
     # -- going on --------------------------------------------------------------------------------------------
     def write(self, report: StepReport) -> None:
-        """One line of the log."""
+        """One line of the log. CheckpointError where the disk refuses."""
         if report.step % self.config.log_every and report.held_out is None and report.step < report.total:
             return
         assert self.log is not None
         try:
             self.log.write({k: v for k, v in asdict(report).items() if v is not None and k != "total"})
         except OSError as error:
-            raise TrainingError(
+            raise CheckpointError(
                 f"{self.log.path} could not be written: {error}. {self.folder.advice()}"
             ) from error
 
@@ -142,7 +142,7 @@ class RunRecord:
             "fingerprint": self.fingerprint,
             "environment": environment(),
         }
-        return Checkpoint(state.step, arrays, json.loads(json.dumps(info)))
+        return Checkpoint(state.step, arrays, info)
 
     def close(self) -> None:
         if self.log is not None:
