@@ -23,10 +23,21 @@ def lively(model: GPT) -> GPT:
     return model
 
 
+@pytest.fixture(name="lively")
+def _lively():
+    return lively
+
+
 @pytest.fixture(params=CONFIGS)
 def model(request):
     """A model of each family."""
     return lively(GPT(CONFIGS[request.param]))
+
+
+@pytest.fixture
+def plain(model):
+    """A second model with the same weights."""
+    return lively(GPT(model.config))
 
 
 @pytest.fixture

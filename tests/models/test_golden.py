@@ -119,6 +119,4 @@ def test_the_recorded_logits_with_lora_merged():
 
 
 def wave_of_adapter(k, shape):
-    return (
-        (0.1 * np.sin(0.7310585786 * np.arange(np.prod(shape)) + 1.37 * k)).reshape(shape).astype(np.float32)
-    )
+    return (0.1 * np.sin(0.7310585786 * np.arange(np.prod(shape)) + 1.37 * k)).reshape(shape).astype(np.float32)
