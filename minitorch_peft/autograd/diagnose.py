@@ -139,9 +139,7 @@ def diagnose(problem: Problem, failure: Failure, elements: Elements, tolerance: 
 
 def _no_wrong_element(elements: Elements) -> Cause:
     if elements.kink.any():
-        return Cause(
-            "kink", "the point sits on a kink (left and right derivative differ): move the inputs off it"
-        )
+        return Cause("kink", "the point sits on a kink (left and right derivative differ): move the inputs off it")
     return Cause(
         "unsettled",
         "the numeric derivative does not settle as the step shrinks: the function is discontinuous here, or "
@@ -157,18 +155,16 @@ def _wrong_form(e: Evidence) -> Cause:
     if e.a.shape == e.x.shape:
         return Cause("dtype", f"it is {e.a.dtype}, the input {e.x.dtype}: the rule changed the dtype")
     if e.n is not None:
+        if e.a.size == e.n.size and same(e.a.reshape(e.n.shape), e.n):
+            return Cause("shape", f"{form}: the numbers are right, reshape them")
         for axes in _subsets(e.a.ndim):
             total = e.a.sum(axes)
             if total.size == e.n.size and same(total.reshape(e.n.shape), e.n):
                 where = " and ".join(map(str, axes))
-                return Cause(
-                    "not-summed", f"{form}: sum over axis {where}, which the input was broadcast along"
-                )
+                return Cause("not-summed", f"{form}: sum over axis {where}, which the input was broadcast along")
         for axes in itertools.permutations(range(e.n.ndim)):
             if same(e.a, e.n.transpose(axes)):
                 return Cause("transposed", f"{form}: its axes are permuted by {axes}")
-        if e.a.size == e.n.size and same(e.a.reshape(e.n.shape), e.n):
-            return Cause("shape", f"{form}: the numbers are right, reshape them")
     return Cause("shape", form)
 
 
@@ -206,13 +202,10 @@ def _cotangent(e: Evidence) -> Cause | None:
 
 def _factor(e: Evidence) -> Cause | None:
     a, n = e.claimed, e.measured
-    known = np.isfinite(n)
-    norm = float(n[known] @ n[known])
-    if norm == 0:
-        return None
-    c = float(a[known] @ n[known]) / norm
+    c = _ratio(a, n)
     if not same(a, c * n):
         return None
+    known = np.isfinite(n)
     nice = Fraction(c).limit_denominator(64)
     rational = abs(c - nice) <= 1e-6 * abs(c)
     if not rational and np.count_nonzero(np.abs(n[known]) > 1e-3 * np.abs(n[known]).max()) < 3:
@@ -279,16 +272,17 @@ def _moved(e: Evidence) -> Cause | None:
 
 
 def _shifts(n: np.ndarray, axis: int) -> Iterator[tuple[int, np.ndarray]]:
-    """By how much, and n moved so, with what leaves at one end entering at the other, or zeros entering."""
+    """n rolled by k, and n shifted by k up to the half of it; whatever enters then (nan) is not compared."""
     size = n.shape[axis]
     for k in sorted(range(1 - size, size), key=abs):
         if k:
             rolled = np.roll(n, k, axis)
-            places = np.arange(size)[:k] if k > 0 else np.arange(size)[k:]
-            filled = rolled.copy()
-            filled[(slice(None),) * axis + (places,)] = 0
             yield k, rolled
-            yield k, filled
+            if abs(k) <= size // 2:
+                entering = np.arange(size)[:k] if k > 0 else np.arange(size)[k:]
+                shifted = rolled.copy()
+                shifted[(slice(None),) * axis + (entering,)] = np.nan
+                yield k, shifted
 
 
 def _one_slice(e: Evidence) -> Cause | None:
@@ -348,9 +342,32 @@ def _other_axes(now: Any, ndim: int) -> Iterator[Any]:
     if isinstance(now, int | np.integer):
         yield from (d for d in range(ndim) if d != now % ndim)
     elif isinstance(now, tuple) and 0 < len(now) < ndim and all(isinstance(d, int) for d in now):
-        yield from (
-            d for d in itertools.combinations(range(ndim), len(now)) if set(d) != {i % ndim for i in now}
-        )
+        yield from (d for d in itertools.combinations(range(ndim), len(now)) if set(d) != {i % ndim for i in now})
+
+
+def _masked(e: Evidence) -> Cause | None:
+    """Wrong only where the input has no influence, or only where nothing was claimed, or only in sign."""
+    a, n, wrong = e.elements.analytic, e.elements.numeric, e.elements.wrong
+    small = CLOSE * np.nanmax(np.abs(n), initial=0.0)
+    if not wrong.all() and np.all(np.abs(n[wrong]) <= small):
+        text = "elements without influence on the output get a gradient: a mask or a condition is forgotten"
+        return Cause("leaks", text)
+    if not wrong.all() and not a[wrong].any():
+        return Cause("misses-elements", _region(e) or "some elements that count get no gradient")
+    if same(np.abs(e.claimed), np.abs(e.measured)):
+        return Cause("sign", "the sign is wrong at some elements")
+    return None
+
+
+def _missing_term(e: Evidence) -> Cause | None:
+    """The difference is the incoming gradient itself."""
+    if e.n is None or e.u.shape != e.n.shape:
+        return None
+    if same(e.n - e.a, e.u):
+        return Cause("missing-term", "g itself is missing as a term (a residual path, a product rule)")
+    if same(e.a - e.n, e.u):
+        return Cause("missing-term", "g itself is one term too many")
+    return None
 
 
 def _elementwise_factor(e: Evidence) -> Cause | None:
@@ -364,11 +381,19 @@ def _elementwise_factor(e: Evidence) -> Cause | None:
         except ValueError:
             continue
         for factor, label in ((w, name), (w * w, f"{name} squared")):
-            if same(e.a * factor, e.n):
-                return Cause("elementwise-factor", f"it has to be multiplied by {label}")
-            if same(e.a, e.n * factor):
-                return Cause("elementwise-factor", f"it has to be divided by {label}")
+            for p, q, verb in ((e.n, e.a * factor, "multiplied"), (e.a, e.n * factor, "divided")):
+                c = _ratio(p, q)
+                if same(p, c * q):
+                    constant = "" if np.isclose(c, 1, rtol=1e-6) else " and a constant"
+                    return Cause("elementwise-factor", f"it has to be {verb} by {label}{constant}")
     return None
+
+
+def _ratio(p: np.ndarray, q: np.ndarray) -> float:
+    """The c for which c q comes closest to p."""
+    known = np.isfinite(p) & np.isfinite(q)
+    norm = float(np.vdot(q[known], q[known]))
+    return float(np.vdot(q[known], p[known])) / norm if norm else 0.0
 
 
 def _missing_sum(e: Evidence) -> Cause | None:
@@ -421,6 +446,8 @@ EXPERIMENTS: tuple[Callable[[Evidence], Cause | None], ...] = (
     _moved,
     _one_slice,
     _repeated_index,
+    _masked,
+    _missing_term,
     _wrong_axis,
     _elementwise_factor,
     _missing_sum,

@@ -72,10 +72,8 @@ class Node(Context):
         if self.checksums is not None:
             arrays = [a for a in self.saved if isinstance(a, np.ndarray)]
             if [checksum(a) for a in arrays] != self.checksums:
-                raise RuntimeError(
-                    f"{self.name} saved an array for backward that was written to through .data (or by a rule). "
-                    "Write to a copy."
-                )
+                message = "forward saved an array that was written to since (through .data, or by a rule): use a copy"
+                raise ContractError(self.name, "mutates-saved", message)
 
     def release(self) -> None:
         """Drop everything that was kept; a second backward through here is an error."""

@@ -92,7 +92,7 @@ class Subject:
         before = [(t, t.data, t.grad) for t in self.tensors]
         debug, Context.debug = Context.debug, True
         try:
-            with np.errstate(all="ignore"):  # what is not finite is reported; steps may leave the domain
+            with np.errstate(all="ignore"):  # what is not finite is reported, and steps may leave the domain
                 yield
         finally:
             Context.debug = debug
@@ -149,9 +149,7 @@ class Subject:
 
     def check_untouched(self, phase: str) -> None:
         if [checksum(a) for a in self.watched] != self.checksums:
-            raise GradcheckError(
-                f"the {phase} pass changed an input in place: work on a copy", cause="mutates-input"
-            )
+            raise GradcheckError(f"the {phase} pass changed an input in place: work on a copy", cause="mutates-input")
 
     def _raise_nonfinite(self, value: np.ndarray) -> Never:
         element = _index(int(np.flatnonzero(~np.isfinite(value))[0]), value.shape)
@@ -181,22 +179,15 @@ def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _leaves(inputs: tuple[Any, ...], parameters: Any) -> dict[str, Tensor]:
     """What is checked, by name."""
     named = {f"input {i}": x for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad}
-    given = (
-        parameters
-        if isinstance(parameters, Mapping)
-        else {f"parameter {i}": p for i, p in enumerate(parameters)}
-    )
+    given = parameters if isinstance(parameters, Mapping) else {f"parameter {i}": p for i, p in enumerate(parameters)}
     named |= {name: p for name, p in given.items() if p.requires_grad}
     leaves: dict[str, Tensor] = {}
     for name, t in named.items():
-        if any(
-            t is known for known in leaves.values()
-        ):  # the same tensor under two names, such as a tied weight
+        if any(t is known for known in leaves.values()):  # the same tensor under two names, such as a tied weight
             continue
         if t.dtype != np.float64:
             raise TypeError(
-                f"gradcheck: {name} is {t.dtype}; differences need float64, "
-                "such as mp.tensor(array, dtype=np.float64)"
+                f"gradcheck: {name} is {t.dtype}; differences need float64, such as mp.tensor(array, dtype=np.float64)"
             )
         if not t.is_leaf:
             raise ValueError(f"gradcheck: {name} is not a leaf: pass tensors that no operation made")

@@ -70,8 +70,7 @@ class Call:
     def _forward(self, ctx: Context, inputs: Sequence[np.ndarray | None]) -> np.ndarray:
         # a generator among the constants must give the same numbers each time
         constants = {
-            k: copy.deepcopy(v) if isinstance(v, np.random.Generator) else v
-            for k, v in self.constants.items()
+            k: copy.deepcopy(v) if isinstance(v, np.random.Generator) else v for k, v in self.constants.items()
         }
         return np.asarray(self.function.forward(ctx, *inputs, **constants))
 
@@ -97,9 +96,7 @@ def calls_behind(root: Tensor, tape: list[tuple[Any, ...]]) -> list[Call]:
     return [call for call in calls if call.positions]
 
 
-def first_wrong_call(
-    calls: list[Call], seed: int, tolerance: Tolerance
-) -> tuple[Call, Failure, Elements] | None:
+def first_wrong_call(calls: list[Call], seed: int, tolerance: Tolerance) -> tuple[Call, Failure, Elements] | None:
     """The first operation whose own rule is wrong; else the first on a kink, or that cannot be measured."""
     doubtful: dict[str, tuple[Call, Failure, Elements]] = {}
     for call in calls:

@@ -103,9 +103,7 @@ def snippet(call: Call, index: int, u: np.ndarray, element: tuple[int, ...] | No
     inputs = [_literal(a, f"error.arrays[{i}]") for i, a in enumerate(call.inputs)]
     gradient = _literal(u, "error.cotangent")
     if any("error." in text for text in (*constants.values(), *inputs, gradient)):
-        lines.append(
-            "import sys; error = sys.last_value  # the GradcheckError, for what is too large to print"
-        )
+        lines.append("import sys; error = sys.last_value  # the GradcheckError, for what is too large to print")
     arguments = []
     for i, (text, need) in enumerate(zip(inputs, call.needs, strict=True)):
         if need:
@@ -126,9 +124,7 @@ def _literal(value: Any, otherwise: str) -> str:
         body = f"np.array({value.tolist()}, dtype=np.{value.dtype.name})"
         if value.dtype in (np.float64, np.int64, np.bool_) and value.size:
             body = f"np.array({value.tolist()})"
-        return (
-            body if value.size or value.ndim == 1 else f"np.zeros({value.shape}, dtype=np.{value.dtype.name})"
-        )
+        return body if value.size or value.ndim == 1 else f"np.zeros({value.shape}, dtype=np.{value.dtype.name})"
     if isinstance(value, tuple):
         parts = [_literal(v, otherwise) for v in value]
         return otherwise if otherwise in parts else f"({', '.join(parts)}{',' * (len(parts) == 1)})"
