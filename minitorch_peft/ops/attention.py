@@ -107,9 +107,9 @@ def _composed(
     if mask is not None and mask.dtype == bool:
         seen = seen & mask
     elif mask is not None:
-        seen = np.logical_and(seen, mask > -math.inf)
+        seen = seen & (mask > -math.inf)
         scores = scores + Tensor(np.where(seen, mask, 0).astype(scores.dtype))
-    any_seen: np.ndarray = seen.any(-1, keepdims=True)
+    any_seen = np.asarray(seen.any(-1, keepdims=True))
     weights = softmax(where(Tensor(seen | ~any_seen), scores, -math.inf), -1)
     return matmul(dropout(where(Tensor(any_seen), weights, 0.0), p, key=key), v)
 
