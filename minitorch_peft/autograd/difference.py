@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -141,6 +142,7 @@ def compare(
     size = _norm(*(g * d for g, _, d in claims))
     reach = _norm(*(g * x for g, x, _ in claims)) + _norm(u) * _typical(problem.arrays)
     failed: list[Estimate] = []
+    residuals: list[float] = []
     last = Estimate("unsettled", np.nan, np.nan, np.nan)
     for level in (*range(FINER), *range(-1, -COARSER - 1, -1)):  # coarser steps are for noisy functions
         step = tol.eps / SHRINK**level
@@ -151,6 +153,7 @@ def compare(
         scale = max(size, abs(numeric))
         allowed = tol.rtol * scale + tol.atol + ROUNDINGS * EPSILON * (f + reach) / step
         gap = abs(far - near) / 3  # the error of D(h)
+        residuals.append(abs(numeric - analytic))
         truncation = min(gap, 10 * gap * gap / scale) if scale else gap
         if not np.isfinite(numeric) or truncation > allowed:
             continue
@@ -160,8 +163,16 @@ def compare(
         failed.append(last)
         if len(failed) >= CONSISTENT and _same_residual(failed[-CONSISTENT:]):
             break
+    if _vanishes(residuals):
+        return Estimate("agree", last.analytic, 0.0, last.tolerance)
     wrong = len(failed) > 1 and _same_residual(failed[-CONSISTENT:])
     return Estimate("disagree" if wrong else "unsettled", last.analytic, last.residual, last.tolerance)
+
+
+def _vanishes(residuals: list[float]) -> bool:
+    """Does the residual fall with the step, as fast as the step? Then it tends to 0, though there may be no other
+    scale to call it small by: f, its derivative and the inputs are all 0, as for x y at the origin."""
+    return all(b <= 2 * a / SHRINK for a, b in pairwise(residuals[: CONSISTENT + 2]))
 
 
 def _same_residual(estimates: list[Estimate]) -> bool:
