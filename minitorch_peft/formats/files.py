@@ -60,9 +60,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_arrays(
-    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file of named arrays, each in its own dtype, atomically."""
     # safetensors takes an array's memory as it lies, so transposed and sliced arrays are laid out first
     dense = {name: np.asarray(a, order="C") for name, a in arrays.items()}

@@ -81,11 +81,7 @@ class SequenceClassifier(Module):
 def class_labels(labels: Any, shape: tuple[int, ...]) -> np.ndarray:
     """int (B,), checked against the logits' shape (B, num_labels)."""
     y = as_array(labels)
-    if (
-        y.shape != shape[:1]
-        or y.dtype.kind not in "iu"
-        or (y.size and not 0 <= y.min() <= y.max() < shape[1])
-    ):
+    if y.shape != shape[:1] or y.dtype.kind not in "iu" or (y.size and not 0 <= y.min() <= y.max() < shape[1]):
         raise ValueError(f"labels must be {shape[0]} integers in [0, {shape[1]}), got {y.tolist()}")
     return y
 

@@ -94,9 +94,7 @@ def check_sampling(
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
 
 
-def probabilities(
-    logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None
-) -> np.ndarray:
+def probabilities(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
     """(B, V) logits to the (B, V) distribution that is drawn from (Holtzman et al. 2020, section 3.1)."""
     z = logits.astype(np.float64) / temperature
     if top_k is not None and top_k < z.shape[-1]:

@@ -89,7 +89,5 @@ def _half(name: str, array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError(
-            f"{name} holds {np.abs(array).max():g}, too large for float16: is the model trained?"
-        )
+        raise ValueError(f"{name} holds {np.abs(array).max():g}, too large for float16: is the model trained?")
     return half

@@ -42,9 +42,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 )
 def test_arrays_come_back_bit_for_bit(tmp_path_factory, array):
     path = tmp_path_factory.mktemp("io") / "a.safetensors"
-    write_arrays(
-        path, {"x": array, "turned": array.T, "every.other": array[..., ::2] if array.ndim else array}
-    )
+    write_arrays(path, {"x": array, "turned": array.T, "every.other": array[..., ::2] if array.ndim else array})
     read = read_arrays(path)
     assert set(read) == {"x", "turned", "every.other"}
     assert same(read["x"], array)

@@ -17,9 +17,7 @@ from minitorch_peft.models import GPT, GPTConfig
 SIZES = {"vocab_size": 13, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 6}
 CONFIGS = {
     "gpt2": GPTConfig(**SIZES),
-    "gpt2 untied, wide": GPTConfig(
-        **SIZES, tie_word_embeddings=False, n_inner=20, activation_function="relu"
-    ),
+    "gpt2 untied, wide": GPTConfig(**SIZES, tie_word_embeddings=False, n_inner=20, activation_function="relu"),
     "gpt2 dropout": GPTConfig(**SIZES, embd_pdrop=0.1, attn_pdrop=0.2, layer_norm_epsilon=1e-6),
     "llama": GPTConfig.llama(**SIZES),
     "llama grouped, tied": GPTConfig.llama(**SIZES, num_key_value_heads=2, tie_word_embeddings=True),
@@ -89,9 +87,17 @@ def test_every_field_of_a_config_is_stored_or_implied():
     for family in FAMILIES.values():
         covered = {ours for ours, _ in family.keys.values()} | set(family.implied)
         left = set(CONFIGS["gpt2"].to_dict()) - covered
-        assert left <= (
-            {"rope_theta"} if family.model_type == "llama" else {"rope_theta", "num_key_value_heads"}
-        )
+        assert left <= ({"rope_theta"} if family.model_type == "llama" else {"rope_theta", "num_key_value_heads"})
+
+
+def test_a_model_that_was_untied_is_saved_with_its_own_head(tmp_path):
+    model = GPT(CONFIGS["gpt2"], seed=2)
+    model.untie()
+    model.lm_head.weight.data += 1
+    model.save_pretrained(tmp_path)
+    again = GPT.from_pretrained(tmp_path)
+    assert np.array_equal(again.lm_head.weight.data, model.lm_head.weight.data)
+    assert np.array_equal(again.embed.tokens.weight.data, model.embed.tokens.weight.data)
 
 
 # -- other people's files ------------------------------------------------------------------------------------
@@ -249,9 +255,7 @@ def test_tensors_that_do_not_fit_the_config(saved):
 def test_other_kinds_of_directory(saved, tmp_path_factory):
     refused(tmp_path_factory.mktemp("empty"), "config.json: no such file")
     (saved / "model.safetensors").rename(saved / "model-00001-of-00002.safetensors")
-    refused(
-        saved, r"model\.safetensors: is missing \(found config.json, model-00001.*save it with transformers"
-    )
+    refused(saved, r"model\.safetensors: is missing \(found config.json, model-00001.*save it with transformers")
     (saved / "model.safetensors.index.json").write_text("{}")
     refused(saved, "is in several shards")
     (saved / "config.json").write_text("{'model_type': 'gpt2'}")

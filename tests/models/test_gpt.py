@@ -64,6 +64,7 @@ def test_a_tied_head_is_no_parameter_until_it_is_untied(ids):
     assert isinstance(model.lm_head, TiedLinear) and "lm_head.weight" not in model.state_dict()
     model.untie()
     assert isinstance(model.lm_head, Linear) and np.array_equal(logits(model, ids), before)
+    assert not model.config.tie_word_embeddings  # so that it is saved with its own head
     model.embed.tokens.weight.data[...] = 0
     assert not np.shares_memory(model.lm_head.weight.data, model.embed.tokens.weight.data)
     assert np.abs(model.lm_head.weight.data).max() > 0
@@ -272,7 +273,7 @@ class Prompted(Module):
         self.inner, self.prompt, self.tokens = inner, Parameter(prompt), inner.tokens
 
     def forward(self, vectors, context):
-        if context.past_length == 0:
+        if context.prompt_length:
             vectors = F.cat([F.expand(self.prompt, len(vectors), -1, -1), vectors], dim=1)
         return self.inner(vectors, context)
 
@@ -327,10 +328,10 @@ def test_given_positions_are_counted_from_the_prompt(prompted, ids):
     assert np.array_equal(logits(prompted, ids, position_ids=given, context=ForwardContext(prompt_length=3)), out)
 
 
-def test_a_cached_prompt_is_not_put_in_twice(prompted, model, ids):
+def test_a_prompt_is_cached_with_the_first_pass(prompted, model, ids):
     cache, parts = Cache(), []
     for chunk in np.split(ids, [4, 5], axis=1):
-        context = ForwardContext(prompt_length=3)
+        context = ForwardContext(prompt_length=0 if parts else 3)
         parts.append(logits(prompted, chunk, past_key_values=cache, context=context))
     assert cache.length == cache.next_position == 10
     expected = logits(model, with_prompt(ids))[:, 3:]
