@@ -104,7 +104,7 @@ def _full(name: str, family: Family) -> str:
 def _drop_tied_head(given: dict[str, np.ndarray], embedding: str, path: str | Path) -> None:
     """Some files hold the shared weight twice."""
     head = given.pop("lm_head.weight", None)
-    if head is not None and not np.array_equal(head, given.get(embedding)):
+    if head is not None and embedding in given and not np.array_equal(head, given[embedding]):
         problem = f"lm_head.weight differs from {embedding} though {CONFIG} ties them"
         raise FileFormatError(path, problem, f"set tie_word_embeddings to false in {CONFIG}")
 

@@ -50,8 +50,8 @@ def generate(
         raise ValueError(f"input_ids must have shape (B, T) with T >= 1, got {ids.shape}")
     check_sampling(max_new_tokens, do_sample, temperature, top_k, top_p)
     mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-    one = isinstance(eos_token_id, int | np.integer)
-    stop = np.array([eos_token_id] if one else list(eos_token_id or ()), dtype=ids.dtype)
+    ends = eos_token_id if isinstance(eos_token_id, Iterable) else [eos_token_id]
+    stop = np.array([i for i in ends if i is not None], dtype=ids.dtype)
     done = np.zeros(len(ids), bool)
     cache, new = None, ids
     for step in range(max_new_tokens):
