@@ -8,7 +8,7 @@ channels of a head, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +248,7 @@ class GPT(Module):
         """Give the head its own copy of the embedding's weight, if it shares it."""
         if isinstance(self.lm_head, TiedLinear):
             self.lm_head = self.lm_head.untied()
+            self.config = replace(self.config, tie_word_embeddings=False)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> GPT:

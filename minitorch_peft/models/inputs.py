@@ -38,7 +38,7 @@ def prepare(
     """Fill in the GPT's part of the context: cache, visible keys, positions, rotations."""
     B, T = vectors.shape[:2]
     past = 0 if cache is None else cache.length
-    prompt = context.prompt_length if past == 0 else 0  # a cache that is not empty holds the prompt already
+    prompt = context.prompt_length
     offset = 0 if cache is None else cache.next_position
     context.cache, context.past_length = cache, past
     context.keep = visible_keys(attention_mask, B, T, prompt, past)

@@ -18,7 +18,7 @@ class ForwardContext:
     """
 
     adapter_names: tuple[str, ...] | None = None  # for each row of the batch, the adapter it runs under
-    prompt_length: int = 0  # vectors that active adapters put before the input
+    prompt_length: int = 0  # vectors that adapters put before the input in this pass (not in later ones)
     seed: int = 0  # with ``step`` and the site's name, the key of dropout and noise
     step: int = 0
 

@@ -2,69 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
-from minitorch_peft.nn import ForwardContext, Parameter, init
+from minitorch_peft.nn import ForwardContext, Module, Parameter, init
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import eject, slot
-from minitorch_peft.peft.shapes import Attached, Reparam, Selected, parameters_of
+from minitorch_peft.peft.inject import base_parameters, eject, slot
+from minitorch_peft.peft.shapes import Reparam, Selected, parameters_of
+
+M = TypeVar("M", bound=Module)
 
 
 class Adapter:
-    """What a method attached to ``model``: wrappers by path, or copies of parameters by path.
+    """What a method attached to ``model``: wrappers by path, copies of parameters by path, or parts of its own.
 
-    Subclasses define :meth:`attach`. The five hooks at the end do nothing unless a method overrides them.
+    Subclasses define :meth:`attach`. The hooks at the end do nothing unless a method overrides them.
+
+    ``wrappers`` stand in the base's tree; ``selected`` are parameters of the base with a trainable copy; ``parts``
+    are modules that stand beside the base (a prompt's encoder). ``prompt_length`` is the number of vectors that
+    the method puts before the input.
     """
 
-    prompt_length = 0  # vectors that it puts before the input
-    wrappers: dict[str, Any]
-    selected: dict[str, Selected]
+    prompt_length = 0
 
     def __init__(self, name: str, config: PeftConfig, model: GPT, seed: int) -> None:
         self.name = name
-        self.config = config
+        self.config: Any = deepcopy(config)  # what was attached, whatever becomes of the caller's object
         self.model = model
         self.seed = seed
         self.active = False
         self.merged = False
-        self.wrappers = {}
-        self.selected = {}
+        self.wrappers: dict[str, Any] = {}
+        self.selected: dict[str, Selected] = {}
+        self.parts: dict[str, Module] = {}
         try:
-            self.attach(config)
-        except Exception:
+            self.attach(self.config)
+        except BaseException:
             self.detach()  # nothing half-attached stays behind
             raise
 
     def attach(self, config: Any) -> None:
-        """Inject wrappers (``self.wrappers = inject(...)``) or choose parameters (``self.select(paths)``)."""
+        """Inject wrappers (``self.wrappers = inject(...)``), choose parameters (``self.select(paths)``), make parts.
+
+        Raises ValueError, saying what would be valid, where the config does not fit the model.
+        """
         raise NotImplementedError
 
     def detach(self) -> None:
         """Give the base back, bit for bit."""
         self.set_active(False)
         eject(self.model, self.wrappers)
-        self.wrappers, self.selected = {}, {}
+        self.wrappers, self.selected, self.parts = {}, {}, {}
 
-    def select(self, paths: list[str]) -> None:
+    def select(self, paths: Sequence[str]) -> None:
         self.selected = {path: Selected(*slot(self.model, path), self.name) for path in paths}
 
-    def new_parameter(
-        self, path: str, name: str, shape: tuple[int, ...], start: init.Init, dtype: Any = np.float32
-    ) -> Parameter:
+    @property
+    def dtype(self) -> np.dtype:
+        """The base's."""
+        return next(p.dtype for _, p in base_parameters(self.model))
+
+    def new_parameter(self, path: str, name: str, shape: tuple[int, ...], start: init.Init) -> Parameter:
         """A parameter of this adapter, already at its start, which depends on the seed and on its name only."""
-        parameter = Parameter.empty(shape, start, owner=self.name, dtype=dtype)
+        parameter = Parameter.empty(shape, start, owner=self.name, dtype=self.dtype)
         init.fill(parameter, self.seed, f"{path}.{name}")
         return parameter
+
+    def new_module(self, path: str, name: str, module: M) -> M:
+        """``module``, its parameters made this adapter's and put at their start in the same way."""
+        for n, parameter in module.named_parameters():
+            parameter.owner, parameter.data = self.name, parameter.data.astype(self.dtype)
+            init.fill(parameter, self.seed, f"{path}.{name}.{n}")
+        return module
 
     # -- state -----------------------------------------------------------------------------------------------
     def named_parameters(self) -> dict[str, Parameter]:
         """The method's own parameters by path: ``blocks.0.attn.q_proj.lora_A``, ``ln_f.bias``."""
         own = {f"{path}.{n}": p for path, w in self.wrappers.items() for n, p in parameters_of(w).items()}
-        return own | {path: s.copy for path, s in self.selected.items()}
+        beside = {f"{name}.{n}": p for name, part in self.parts.items() for n, p in part.named_parameters()}
+        return own | beside | {path: s.copy for path, s in self.selected.items()}
 
     def rows(self, context: ForwardContext | None) -> bool | np.ndarray:
         """Which rows run under this adapter: all (True), none (False), or bool (B,)."""
@@ -79,7 +100,10 @@ class Adapter:
         """Let the adapter act, or the base alone; copies of parameters change places with the originals."""
         self.active = active
         for s in self.selected.values():
-            s.place(s.copy if active else s.original)
+            if active:
+                s.put_in()
+            else:
+                s.take_out()
 
     def set_trainable(self, trainable: bool) -> None:
         for p in self.named_parameters().values():
@@ -89,15 +113,12 @@ class Adapter:
         """The layers whose weight this adapter changes by reparametrization, by path."""
         return {path: w for path, w in self.wrappers.items() if isinstance(w, Reparam)}
 
-    @property
-    def mergeable(self) -> bool:
-        """Can its effect be written into the base's parameters?"""
-        return bool(self.selected) or (bool(self.wrappers) and len(self.weights()) == len(self.wrappers))
+    def prefix(self, batch: int) -> Sequence[tuple[Tensor, Tensor]] | None:
+        """The keys and values (batch, kv_heads, k, head_dim) of each layer that the cache starts with; None: none.
 
-    @property
-    def rowwise(self) -> bool:
-        """Can the rows of one batch run under different adapters of this method?"""
-        return not self.selected and all(isinstance(w, Attached) for w in self.wrappers.values()) and not self.prompt_length
+        They are visible to every position; the input's positions are counted from k.
+        """
+        return None
 
     # -- hooks: called by the trainer, through PeftModel ------------------------------------------------------
     def penalty(self) -> Tensor | None:

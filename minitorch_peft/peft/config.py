@@ -1,25 +1,81 @@
-"""PeftConfig: a method's settings, under ``peft``'s names."""
+"""Configs: a method's settings, under ``peft``'s names."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
+
+from minitorch_peft.models import GPT
+from minitorch_peft.peft.patterns import Pattern, by_path, check_keys, target_leaves
 
 
 @dataclass
 class PeftConfig:
-    """Base of every method's config. ``peft_type`` is ``peft``'s name of the method, or ours where it has none."""
+    """Base of every method's config. ``peft_type`` is ``peft``'s name of the method, or ours where it has none.
+
+    Tuples and sets become lists, so that a config is the same before and after a JSON file.
+    """
 
     peft_type: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, tuple | set | frozenset):
+                setattr(self, f.name, list(value) if isinstance(value, tuple) else sorted(value))
+
     def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold, with ``peft_type``; the inverse of :meth:`from_dict`."""
         return {"peft_type": self.peft_type, **asdict(self)}
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Self:
         """The config of these settings; a name that it does not have is an error."""
         settings = {k: v for k, v in settings.items() if k != "peft_type"}
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(settings.keys() - known):
-            raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(settings.keys() - set(known)):
+            has = f"it has: {', '.join(known)}" if known else "it has no settings"
+            raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; {has}")
         return cls(**settings)
+
+
+@dataclass
+class LowRankConfig(PeftConfig):
+    """Low-rank changes of chosen layers: which layers, of which rank r, with which factor s = alpha / r.
+
+    ``rank_pattern`` and ``alpha_pattern`` give the targets that they name a value of their own. ``use_rslora``:
+    s = alpha / √r (Kalajdzievski 2023), so that a larger r does not mean smaller steps.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    target_modules: Pattern = ("q_proj", "v_proj")
+    layers_to_transform: int | list[int] | None = None
+    exclude_modules: Pattern | None = None
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for r in (self.r, *self.rank_pattern.values()):
+            if not isinstance(r, int) or r < 1:
+                raise ValueError(f"r must be a whole number of at least 1, got {r!r}")
+
+    def targets(self, model: GPT) -> dict[str, Any]:
+        """Path to module of every layer that the config names; ValueError where a name fits none."""
+        found = target_leaves(model, self.target_modules, self.layers_to_transform, self.exclude_modules)
+        check_keys("rank_pattern", self.rank_pattern, list(found))
+        check_keys("alpha_pattern", self.alpha_pattern, list(found))
+        for path, leaf in found.items():
+            if (r := self.rank(path)) > (most := min(leaf.in_features, leaf.out_features)):
+                raise ValueError(f"r={r} is above the rank of {path} ({leaf!r}): at most {most}")
+        return found
+
+    def rank(self, path: str) -> int:
+        return by_path(self.rank_pattern, path, self.r)
+
+    def scaling(self, path: str) -> float:
+        r = self.rank(path)
+        return by_path(self.alpha_pattern, path, self.lora_alpha) / (math.sqrt(r) if self.use_rslora else r)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from minitorch_peft.autograd.random import generator
 from minitorch_peft.autograd.tensor import no_grad
-from minitorch_peft.models import GPT
+from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import Module, TiedLinear
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.inject import Wrapper, base_parameters, slot, unwrap
+from minitorch_peft.peft.inject import base_module, base_parameters, replace_base_module
+from minitorch_peft.training.evaluate import mode_of
 
 
 @dataclass(frozen=True)
@@ -33,33 +34,43 @@ class MergeCertificate:
     logit_difference: float
     kl_divergence: float
     restores_base: bool
-    untied: bool = field(default=False)
+    untied: bool
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Merger:
-    """Merges ``adapters`` into ``model`` and keeps the arrays that were there before: unmerging puts them back."""
+    """Merges ``adapters`` into ``model`` and keeps the arrays that were there before: unmerging puts them back.
+
+    Adding a difference and subtracting it again, as ``peft`` does, drifts: floating-point sums do not cancel.
+    """
 
     def __init__(self, model: GPT, adapters: Sequence[Adapter]) -> None:
         self.model = model
         self.adapters = list(adapters)
         self.before: dict[str, np.ndarray] = {}
-        self.tied_head: Module | None = None
+        self.tied: tuple[Module, GPTConfig] | None = None  # head and config of a model that merging unties
         self.rounding = 0.0
 
-    def merge(self, run: Any, input_ids: Any = None) -> MergeCertificate:
-        """Merge, and compare ``run(ids)`` before and after; a trial unmerge is part of it."""
+    def merge(self, run: Module, input_ids: Any = None) -> MergeCertificate:
+        """Merge, and compare ``run(ids)`` before and after; a trial unmerge is part of it.
+
+        Raises ValueError, the model as it was, where the ids do not fit or a merged weight is not finite.
+        """
         ids = self._probe() if input_ids is None else np.asarray(input_ids)
         fingerprint = checksum(self.model)
         unmerged = _logits(run, ids)
-        self._write()
-        self.unmerge()
-        restored = checksum(self.model) == fingerprint
-        self._write()
-        merged = _logits(run, ids)
-        if self.tied_head is not None:
+        try:
+            self._write()
+            self.unmerge()
+            restored = checksum(self.model) == fingerprint
+            self._write()
+            merged = _logits(run, ids)
+        except BaseException:
+            self.unmerge()
+            raise
+        if self.tied is not None:
             warnings.warn(
                 "merging changed a weight that the embedding and the head shared: the head was untied first and "
                 "has its own copy now",
@@ -71,67 +82,64 @@ class Merger:
             logit_difference=float(np.abs(merged - unmerged).max(initial=0)),
             kl_divergence=_mean_kl(unmerged, merged),
             restores_base=restored,
-            untied=self.tied_head is not None,
+            untied=self.tied is not None,
         )
 
     def unmerge(self) -> None:
         """Put back every array that was there before the merge."""
         for path, array in self.before.items():
-            _leaf(self.model, path).set_dense_weight(array)
-        if self.tied_head is not None:
-            _replace_leaf(self.model, "lm_head", self.tied_head)
-        self.before, self.tied_head = {}, None
-        for adapter in self.adapters:
-            adapter.merged = False
+            base_module(self.model, path).set_dense_weight(array)
+        if self.tied is not None:
+            head, self.model.config = self.tied
+            replace_base_module(self.model, "lm_head", head)
+        self._forget()
 
     def commit(self) -> None:
         """Make the merge final: the arrays from before are let go, copies of parameters become the base's."""
+        for s in (s for adapter in self.adapters for s in adapter.selected.values()):
+            s.original.data = s.copy.data
+            s.original.version.count += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        self.before, self.tied = {}, None
         for adapter in self.adapters:
             adapter.merged = False
-            for s in adapter.selected.values():
-                s.original.data = s.copy.data
-                s.original.version.count += 1
-        self.before, self.tied_head = {}, None
 
     def _write(self) -> None:
-        touched = {path for a in self.adapters for path in a.weights()}
-        if touched & {"embed.tokens", "lm_head"} and isinstance(_leaf(self.model, "lm_head"), TiedLinear):
-            self.tied_head = _leaf(self.model, "lm_head")
-            _replace_leaf(self.model, "lm_head", self.tied_head.untied())
-        exact: dict[str, np.ndarray] = {}
-        for adapter in self.adapters:
-            for path, layer in adapter.weights().items():
-                weight = exact[path] if path in exact else _leaf(self.model, path).dense_weight().astype(np.float64)
-                exact[path] = layer.effective(weight)
-        for path, weight in exact.items():
-            leaf = _leaf(self.model, path)
+        self._untie_if_touched()
+        for path, weight in self._exact().items():
+            leaf = base_module(self.model, path)
+            stored = weight.astype(leaf.dense_weight().dtype)
+            if not np.isfinite(stored).all():
+                raise ValueError(f"merging would put values that are not finite into {path}: is the adapter sound?")
             self.before[path] = leaf.dense_weight()
-            stored = weight.astype(self.before[path].dtype)
             leaf.set_dense_weight(stored)
             self.rounding = max(self.rounding, float(np.abs(stored - weight).max(initial=0)))
         for adapter in self.adapters:
             adapter.merged = True
 
+    def _exact(self) -> dict[str, np.ndarray]:
+        """Path to merged weight, in float64; adapters on one layer follow each other as they are wrapped."""
+        exact: dict[str, np.ndarray] = {}
+        for adapter in self.adapters:
+            for path, layer in adapter.weights().items():
+                if path not in exact:
+                    exact[path] = base_module(self.model, path).dense_weight().astype(np.float64)
+                exact[path] = layer.effective(exact[path])
+        return exact
+
+    def _untie_if_touched(self) -> None:
+        head = base_module(self.model, "lm_head")
+        touched = {path for adapter in self.adapters for path in adapter.weights()}
+        if isinstance(head, TiedLinear) and touched & {"embed.tokens", "lm_head"}:
+            self.tied = (head, self.model.config)
+            replace_base_module(self.model, "lm_head", head.untied())
+            self.model.config = replace(self.model.config, tie_word_embeddings=False)
+
     def _probe(self) -> np.ndarray:
         length = min(32, self.model.config.n_positions // 2)
         return generator(0, "merge").integers(0, self.model.config.vocab_size, (4, max(1, length)))
-
-
-def _leaf(model: GPT, path: str) -> Any:
-    parent, name = slot(model, path)
-    return unwrap(parent.get(name))
-
-
-def _replace_leaf(model: GPT, path: str, leaf: Module) -> None:
-    """Put ``leaf`` in place of the base's module at ``path``, under whatever wraps it."""
-    parent, name = slot(model, path)
-    here = parent.get(name)
-    if not isinstance(here, Wrapper):
-        setattr(parent, name, leaf)
-        return
-    while isinstance(here.base_layer, Wrapper):
-        here = here.base_layer
-    here.base_layer = leaf
 
 
 def checksum(model: GPT) -> str:
@@ -142,13 +150,9 @@ def checksum(model: GPT) -> str:
     return digest.hexdigest()
 
 
-def _logits(run: Any, ids: np.ndarray) -> np.ndarray:
-    training = run.training
-    run.eval()
-    with no_grad():
-        logits = run(ids).logits.data.astype(np.float64)
-    run.train(training)
-    return logits
+def _logits(run: Module, ids: np.ndarray) -> np.ndarray:
+    with mode_of(run, training=False), no_grad():
+        return run(ids).logits.data.astype(np.float64)
 
 
 def _mean_kl(p_logits: np.ndarray, q_logits: np.ndarray) -> float:

@@ -2,53 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
-from minitorch_peft.models import GPT, GPTOutput
+from minitorch_peft.models import GPT, Cache, GPTConfig, GPTOutput
 from minitorch_peft.models.generation import generate
 from minitorch_peft.nn import ForwardContext, Module, Parameter
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.peft.hooks import TrainingHooks
+from minitorch_peft.peft.inject import Wrapper, base_parameters
 from minitorch_peft.peft.merge import MergeCertificate, Merger
 from minitorch_peft.peft.registry import method_of
 
 BASE = "__base__"  # in adapter_names: a row that runs under no adapter
 
 
-def get_peft_model(
-    model: GPT, peft_config: PeftConfig, adapter_name: str = "default", seed: int = 0
-) -> PeftModel:
+def get_peft_model(model: GPT, peft_config: PeftConfig, adapter_name: str = "default", seed: int = 0) -> PeftModel:
     """Freeze ``model`` and attach one adapter to it, active and trainable.
+
+    Raises ValueError where the config does not fit the model, which is then as it was.
 
     >>> from minitorch_peft.models import GPT, GPTConfig
     >>> from minitorch_peft.peft import LoraConfig
     >>> base = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4))
     >>> p = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     >>> p.print_trainable_parameters()
-    trainable params: 3,072 || all params: 163,328 || trainable%: 1.8809
+    trainable params: 3,072 || all params: 163,456 || trainable%: 1.8794
     """
     peft_model = PeftModel(model)
-    peft_model.add_adapter(adapter_name, peft_config, seed=seed)
+    with peft_model.unloaded_on_error():
+        peft_model.add_adapter(adapter_name, peft_config, seed=seed)
     peft_model.set_adapter(adapter_name)
     return peft_model
 
 
-class PeftModel(Module):
+class PeftModel(TrainingHooks, Module):
     """The base model, changed in place: its own parameters frozen, adapters attached from outside.
 
     The base's parameters are named as in the base; an adapter's are named ``<path>.<parameter>.<adapter>``.
     """
 
     def __init__(self, base_model: GPT) -> None:
+        if isinstance(base_model, PeftModel) or any(isinstance(m, Wrapper) for _, m in base_model.named_modules()):
+            raise ValueError("this model carries adapters already: use add_adapter, or unload() first")
         self.base_model = base_model
-        self.config = base_model.config
+        self.training = base_model.training
         self.adapters: dict[str, Adapter] = {}
         self.merger: Merger | None = None
         self._trained: tuple[str, ...] = ()
@@ -56,36 +62,41 @@ class PeftModel(Module):
         for _, p in base_parameters(base_model):
             p.requires_grad_(False)
 
+    @property
+    def config(self) -> GPTConfig:
+        return self.base_model.config
+
     # -- adapters --------------------------------------------------------------------------------------------
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, seed: int = 0) -> None:
         """Attach another adapter, neither active nor trainable yet.
 
         Raises ValueError where the config does not fit this model; the model is then as it was.
         """
-        if adapter_name in self.adapters or adapter_name == BASE or not adapter_name.isidentifier():
-            raise ValueError(f"adapter name {adapter_name!r} is taken, reserved or not an identifier")
-        self._refuse_if_merged("add an adapter")
+        self._check_new(adapter_name)
         method = method_of(peft_config)
         with self.disable_adapter():  # copies of parameters are taken of the base, not of another adapter's copy
-            self.adapters[adapter_name] = method.adapter(adapter_name, peft_config, self.base_model, seed)
-        self.adapters[adapter_name].set_trainable(False)
+            adapter = method.adapter(adapter_name, peft_config, self.base_model, seed)
+        adapter.set_trainable(False)
+        self.adapters[adapter_name] = adapter
         self.train(self.training)
 
     def set_adapter(self, adapter_name: str | Sequence[str], train: str | Sequence[str] | None = None) -> None:
-        """Choose which adapters act, in the order given, and which of them train (by default all that act)."""
+        """Choose which adapters act, and which of them train (by default all that act).
+
+        Several act together, in the order in which they were added: the later one is the outer one.
+        """
         names = as_names(adapter_name)
         trained = names if train is None else as_names(train)
         self._known((*names, *trained))
         self._refuse_if_merged("change adapters")
         if not set(trained) <= set(names):
             raise ValueError(f"train={list(trained)} names adapters that do not act: {list(names)}")
-        check_together([self.adapters[n] for n in names])
+        check_together([self.adapters[n] for n in dict.fromkeys(names)])
         for adapter in self.adapters.values():
             adapter.set_active(False)
+            adapter.set_trainable(adapter.name in trained)
         for name in names:
             self.adapters[name].set_active(True)
-        for name, adapter in self.adapters.items():
-            adapter.set_trainable(name in trained)
         self._trained = trained
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -93,24 +104,38 @@ class PeftModel(Module):
         self._known([adapter_name])
         self._refuse_if_merged("delete an adapter")
         self.adapters.pop(adapter_name).detach()
+        self._trained = tuple(name for name in self._trained if name != adapter_name)
 
     @property
     def active_adapters(self) -> tuple[str, ...]:
         return tuple(name for name, a in self.adapters.items() if a.active)
 
+    def trained_adapters(self) -> list[Adapter]:
+        return [self.adapters[name] for name in self._trained]
+
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside, the base runs alone."""
-        active = [a for a in self.adapters.values() if a.active]
-        if any(a.merged for a in active):
+        """Inside, the base runs alone; afterwards the adapters that acted before act again."""
+        active = self.active_adapters
+        if any(self.adapters[name].merged for name in active):
             raise RuntimeError("a merged adapter cannot be switched off: unmerge_adapter() first")
-        for adapter in active:
-            adapter.set_active(False)
+        for name in active:
+            self.adapters[name].set_active(False)
         try:
             yield
         finally:
-            for adapter in active:
-                adapter.set_active(True)
+            for adapter in self.adapters.values():
+                adapter.set_active(False)
+            for name in active:
+                if name in self.adapters:
+                    self.adapters[name].set_active(True)
+
+    def _check_new(self, name: str) -> None:
+        if name in self.adapters:
+            raise ValueError(f"there is an adapter named {name!r} already")
+        if name == BASE or not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"adapter name {name!r}: expected letters, digits, _ and -, and not {BASE!r}")
+        self._refuse_if_merged("add an adapter")
 
     def _known(self, names: Sequence[str]) -> None:
         if unknown := [n for n in names if n not in self.adapters]:
@@ -122,30 +147,68 @@ class PeftModel(Module):
 
     # -- forward ---------------------------------------------------------------------------------------------
     def forward(
-        self, *args: Any, adapter_names: Sequence[str] | None = None, context: ForwardContext | None = None,
-        **kwargs: Any,
-    ) -> GPTOutput:  # fmt: skip
-        """The base's forward under the active adapters, or each row under its own (``adapter_names``).
+        self,
+        input_ids: Any = None,
+        labels: Any = None,
+        *,
+        adapter_names: Sequence[str] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
+        context: ForwardContext | None = None,
+        **options: Any,
+    ) -> GPTOutput:
+        """The base's forward (see :meth:`GPT.forward`) under the active adapters, or each row under its own.
 
-        ``"__base__"`` names a row without an adapter. In training too, gradients reach each row's adapter only.
+        ``adapter_names`` has one name for each row, active or not; ``"__base__"`` is a row without an adapter. In
+        training too: gradients reach each row's own adapter only.
         """
         context = ForwardContext() if context is None else context
-        if adapter_names is not None:
-            context.adapter_names = self._checked_rows(adapter_names, *args, **kwargs)
-        context.prompt_length = sum(a.prompt_length for a in self.adapters.values() if a.active)
-        return self.base_model(*args, context=context, **kwargs)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        batch = 0 if given is None else len(given)
+        context.adapter_names = None if adapter_names is None else self._checked_rows(adapter_names, batch)
+        cache = self._begin(context, batch, past_key_values)
+        out = self.base_model(
+            input_ids, labels, past_key_values=cache, inputs_embeds=inputs_embeds, use_cache=use_cache,
+            context=context, **options,
+        )  # fmt: skip
+        if past_key_values is None and not use_cache:
+            out.past_key_values = None  # a prefix's cache that nobody asked for
+        return out
 
-    def _checked_rows(
-        self, names: Sequence[str], input_ids: Any = None, *_: Any, inputs_embeds: Any = None, **__: Any
-    ) -> tuple[str, ...]:
-        given = inputs_embeds if input_ids is None else input_ids
-        batch = len(given)
+    def encode_ids(
+        self, ids: np.ndarray, context: ForwardContext, cache: Cache | None = None, attention_mask: Any = None,
+        position_ids: Any = None,
+    ) -> Tensor:  # fmt: skip
+        """The base's last hidden states under the active adapters: ``SequenceClassifier(peft_model, 3)`` works."""
+        cache = self._begin(context, len(ids), cache)
+        return self.base_model.encode_ids(ids, context, cache, attention_mask, position_ids)
+
+    def _begin(self, context: ForwardContext, batch: int, cache: Cache | None) -> Cache | None:
+        """Announce prompts and start the cache with prefixes, in a first pass; later ones find both in the cache."""
+        context.prompt_length = 0
+        if context.adapter_names is not None or (cache is not None and cache.length):
+            return cache
+        active = [self.adapters[name] for name in self.active_adapters]
+        context.prompt_length = sum(a.prompt_length for a in active)
+        prefixes = [p for p in (a.prefix(batch) for a in active) if p is not None]
+        if not prefixes:
+            return cache
+        layers = zip(*prefixes, strict=True)
+        start = Cache.from_prefix([(cat(k for k, _ in pairs), cat(v for _, v in pairs)) for pairs in layers])
+        if cache is None:
+            return start
+        cache.entries, cache.next_position = start.entries, start.next_position
+        return cache
+
+    def _checked_rows(self, names: Sequence[str], batch: int) -> tuple[str, ...]:
         if len(names) != batch:
             raise ValueError(f"adapter_names has {len(names)} names for {batch} rows")
-        self._known([n for n in names if n != BASE])
+        self._known([n for n in dict.fromkeys(names) if n != BASE])
         self._refuse_if_merged("run rows under different adapters")
-        involved = {n for n in names if n != BASE} | {n for n, a in self.adapters.items() if a.active and a.selected}
-        if bad := sorted(n for n in involved if not self.adapters[n].rowwise):
+        standing_in = {name for name in self.active_adapters if self.adapters[name].selected}
+        involved = sorted({n for n in names if n != BASE} | standing_in)
+        if bad := [n for n in involved if not method_of(self.adapters[n].config).rowwise]:
             raise ValueError(
                 f"adapter {', '.join(bad)} changes the whole batch at once (its method is not row-wise): "
                 "run its rows in a batch of their own, and deactivate it here"
@@ -157,6 +220,12 @@ class PeftModel(Module):
         return generate(self, input_ids, max_new_tokens, **options)
 
     # -- parameters ------------------------------------------------------------------------------------------
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The base, and what adapters keep beside it."""
+        yield "base_model", self.base_model
+        for name, adapter in self.adapters.items():
+            yield from ((f"{name}.{part}", module) for part, module in adapter.parts.items())
+
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """The base's own parameters (originals, where an adapter's copy stands in), then every adapter's."""
         originals = {path: s.original for a in self.adapters.values() for path, s in a.selected.items()}
@@ -172,13 +241,14 @@ class PeftModel(Module):
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) numbers of parameters; copies that stand in for the base's are counted once."""
         trainable = sum(p.data.size for p in self.trainable_parameters().values())
-        everything = dict(self.named_parameters())
+        everything = sum(p.data.size for p in self.parameters())
         copies = sum(s.copy.data.size for a in self.adapters.values() for s in a.selected.values())
-        return trainable, sum(p.data.size for p in everything.values()) - copies
+        return trainable, everything - copies
 
     def print_trainable_parameters(self) -> None:
         trainable, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+        share = f"{100 * trainable / total:.4f}"
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share}")
 
     # -- merging ---------------------------------------------------------------------------------------------
     def merge_adapter(self, input_ids: Any = None) -> MergeCertificate:
@@ -190,7 +260,7 @@ class PeftModel(Module):
         active = [self.adapters[n] for n in self.active_adapters]
         if not active:
             raise ValueError("no active adapter to merge")
-        if bad := [a.name for a in active if not a.mergeable]:
+        if bad := [a.name for a in active if not method_of(a.config).mergeable]:
             raise ValueError(f"adapter {', '.join(bad)} cannot be merged: its method is no change of weights")
         merger = Merger(self.base_model, active)
         certificate = merger.merge(self, input_ids)
@@ -205,7 +275,7 @@ class PeftModel(Module):
         self.merger = None
 
     def merge_and_unload(self, input_ids: Any = None) -> GPT:
-        """The base as a plain GPT with the active adapters' effect in its weights; adapters are gone after it."""
+        """The base as a plain GPT with the active adapters' effect in its weights; all adapters are gone after it."""
         if self.merger is None:
             self.merge_adapter(input_ids)
         assert self.merger is not None
@@ -222,10 +292,17 @@ class PeftModel(Module):
             p.requires_grad_(self._was_trainable.get(path, True))
         return self.base_model
 
+    @contextmanager
+    def unloaded_on_error(self) -> Iterator[None]:
+        """Where what is inside fails, the base is given back as it was."""
+        try:
+            yield
+        except BaseException:
+            self.unload()
+            raise
+
     # -- files -----------------------------------------------------------------------------------------------
-    def save_pretrained(
-        self, directory: str | Path, adapter_name: str = "default", format: str | None = None
-    ) -> str:
+    def save_pretrained(self, directory: str | Path, adapter_name: str = "default", format: str | None = None) -> str:
         """Write one adapter; see :func:`minitorch_peft.peft.saving.save_adapter`. Returns the format used."""
         from minitorch_peft.peft.saving import save_adapter
 
@@ -238,11 +315,8 @@ class PeftModel(Module):
     ) -> PeftModel:
         """Attach an adapter that was saved here or by ``peft``; active, and frozen unless ``is_trainable``."""
         peft_model = cls(model)
-        try:
+        with peft_model.unloaded_on_error():
             peft_model.load_adapter(directory, adapter_name)
-        except Exception:
-            peft_model.unload()
-            raise
         peft_model.set_adapter(adapter_name, train=adapter_name if is_trainable else ())
         return peft_model
 
@@ -250,46 +324,17 @@ class PeftModel(Module):
         """Attach one more saved adapter, not active yet. Every tensor of the file must land, or nothing changes."""
         from minitorch_peft.peft.saving import load_adapter
 
+        self._check_new(adapter_name)
         load_adapter(self, adapter_name, Path(directory))
 
-    # -- hooks of the methods in training ----------------------------------------------------------------------
-    def _training(self) -> list[Adapter]:
-        return [self.adapters[n] for n in self._trained if n in self.adapters]
 
-    def penalty(self) -> Tensor | None:
-        terms = [t for t in (a.penalty() for a in self._training()) if t is not None]
-        return sum(terms[1:], start=terms[0]) if terms else None
-
-    def param_groups(self) -> list[dict[str, Any]] | None:
-        """The groups that methods ask for (names as in ``named_parameters``); None where none does."""
-        asked = {a.name: a.param_groups() for a in self._training()}
-        if not any(asked.values()):
-            return None
-        return [
-            {**group, "params": [f"{path}.{name}" for path in group["params"]]}
-            for name, groups in asked.items()
-            for group in groups or [{"params": list(self.adapters[name].named_parameters())}]
-        ]
-
-    def after_backward(self, step: int, total: int) -> None:
-        for adapter in self._training():
-            adapter.after_backward(step, total)
-
-    def after_step(self, step: int) -> None:
-        for adapter in self._training():
-            adapter.after_step(step)
-
-    def method_state(self) -> dict[str, np.ndarray]:
-        return {f"{a.name}/{key}": v for a in self._training() for key, v in a.method_state().items()}
-
-    def load_method_state(self, state: dict[str, np.ndarray]) -> None:
-        for adapter in self._training():
-            prefix = f"{adapter.name}/"
-            adapter.load_method_state({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+def cat(parts: Iterable[Tensor]) -> Tensor:
+    """Keys, or values, of several prefixes as those of one."""
+    return F.cat(list(parts), dim=2)
 
 
 def as_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+    return (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
 
 
 def check_together(adapters: Sequence[Adapter]) -> None:

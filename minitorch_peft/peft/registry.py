@@ -9,6 +9,7 @@ from typing import Any, Literal
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.interop import PeftFiles
 
 Shape = Literal["reparam", "around", "tokens", "select"]
 Folder = Literal["parameter", "input", "function"]
@@ -20,7 +21,8 @@ class Method:
     """What the laws need to know of a method.
 
     ``count(model, config)`` is the number of its trainable parameters, by formula. ``start`` says how close the
-    freshly adapted model is to the base. ``examples`` are configs that the laws run.
+    freshly adapted model is to the base. ``examples`` are configs that the laws run. ``peft_files`` translates to
+    and from ``peft``'s files, where ``peft`` has the method.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Method:
     stackable_with: tuple[Shape, ...]
     summary: str
     examples: tuple[PeftConfig, ...]
+    peft_files: PeftFiles | None = None
 
 
 METHODS: dict[str, Method] = {}

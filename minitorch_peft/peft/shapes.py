@@ -10,7 +10,7 @@ Select     a trainable copy in place of each chosen parameter                   
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Attached(Wrapper):
 
 def on_rows(rows: np.ndarray, y: Tensor, otherwise: Tensor) -> Tensor:
     """``y`` (B, ...) where ``rows`` (B,) is true, ``otherwise`` elsewhere."""
-    return F.where(rows.reshape(-1, *[1] * (y.ndim - 1)), y, otherwise)
+    return F.where(Tensor(rows.reshape(-1, *[1] * (y.ndim - 1))), y, otherwise)
 
 
 class Reparam(Attached):
@@ -95,20 +95,23 @@ class Around(Attached):
 
 
 class Tokens(Around):
-    """Stands around ``embed``: puts ``prompt()`` (k, C) before the vectors of the input, in the first pass only."""
+    """Stands around ``embed``: puts ``prompt()`` (k, C) before the vectors of the input, in the first pass only.
+
+    Its adapter says how many they are, in ``prompt_length``. A prefix is no wrapper: see ``Adapter.prefix``.
+    """
 
     def prompt(self) -> Tensor:
         raise NotImplementedError
 
     def before(self, x: Tensor, context: ForwardContext | None) -> Tensor:
-        if context is not None and context.past_length:
-            return x  # the cache holds the prompt's keys and values already
+        if context is not None and not context.prompt_length:
+            return x  # a later pass: the cache holds the prompt's keys and values already
         prompt = self.prompt()
         return F.cat([prompt.expand(x.shape[0], *prompt.shape), x], dim=1)
 
 
 class Selected:
-    """One parameter of the base with a trainable copy: while active, the copy stands in its place."""
+    """One parameter of the base with a trainable copy: while its adapter is active, the copy stands in its place."""
 
     def __init__(self, holder: Module, name: str, adapter: str) -> None:
         self.holder = holder
@@ -116,8 +119,13 @@ class Selected:
         self.original: Parameter = holder.get(name)
         self.copy = Parameter(self.original.data.copy(), self.original.init, owner=adapter)
 
-    def place(self, value: Parameter) -> None:
-        setattr(self.holder, self.name, value)
+    def put_in(self) -> None:
+        setattr(self.holder, self.name, self.copy)
+
+    def take_out(self) -> None:
+        """The original back in its place, unless another adapter's copy stands there."""
+        if self.holder.get(self.name) is self.copy:
+            setattr(self.holder, self.name, self.original)
 
 
 def parameters_of(wrapper: Attached) -> dict[str, Parameter]:
@@ -129,6 +137,3 @@ def parameters_of(wrapper: Attached) -> dict[str, Parameter]:
         elif isinstance(value, Module) and name != "base_layer":
             found.update({f"{name}.{n}": p for n, p in value.named_parameters()})
     return found
-
-
-State = dict[str, Any]

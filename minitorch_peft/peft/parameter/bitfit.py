@@ -13,7 +13,8 @@ from typing import ClassVar
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import Pattern, base_parameters, select
+from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.peft.patterns import Pattern, select
 from minitorch_peft.peft.registry import Method, register
 
 
@@ -35,7 +36,7 @@ def bitfit_targets(model: GPT, config: BitFitConfig) -> dict[str, int]:
     """Path to size of every chosen bias."""
     biases = {path: p.data.size for path, p in base_parameters(model) if path.endswith(".bias")}
     if not biases:
-        raise ValueError("this model has no biases (a Llama-style model without attention_bias): BitFit has nothing to train")
+        raise ValueError("this model has no biases (Llama's family has none by default): BitFit has nothing to train")
     return {path: biases[path] for path in select(config.target_parameters, biases, "bias")}
 
 

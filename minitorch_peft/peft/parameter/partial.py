@@ -13,7 +13,8 @@ from typing import ClassVar
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import Pattern, base_parameters, layer_index, select
+from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.peft.patterns import Pattern, layer_index, select
 from minitorch_peft.peft.registry import Method, register
 
 

@@ -1,0 +1,176 @@
+"""Adapters to files and back, in two formats.
+
+``"peft"``: what ``peft`` reads and writes, for methods that it has on models of a Hugging Face family.
+``"native"``: the same two files with our names, for every method; the JSON says so under ``"minitorch_peft"``, the
+version of the format, so that loading needs no flag. Both are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minitorch_peft.formats.files import (
+    FileFormatError,
+    atomic_write,
+    read_arrays,
+    read_json,
+    read_metadata,
+    write_arrays,
+    write_json,
+)
+from minitorch_peft.models import GPTConfig
+from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.interop import CONFIG, WEIGHTS, AdapterFiles, check_tensors, hf_modules
+from minitorch_peft.peft.registry import METHODS, Method, method_named, method_of
+
+if TYPE_CHECKING:
+    from minitorch_peft.peft.model import PeftModel
+
+MARKER, VERSION = "minitorch_peft", 1
+FORMATS = ("native", "peft")
+
+
+def save_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path, format: str | None = None) -> str:
+    """Write one adapter into ``directory``, which is made where it does not exist; returns the format used.
+
+    Args:
+        format: "peft", "native", or None for "peft" where ``peft`` has the method and knows the model, else "native".
+
+    Raises:
+        ValueError: ``peft`` has no such method or model, or the adapter has no parameters.
+    """
+    adapter = peft_model.adapters[adapter_name]
+    if format not in (None, *FORMATS):
+        raise ValueError(f"unknown format {format!r}: expected {' or '.join(map(repr, FORMATS))}, or None to choose")
+    problem = no_peft_format(adapter)
+    if format == "peft" and problem is not None:
+        raise ValueError(f"{problem}: save it with format='native'")
+    chosen = format or ("peft" if problem is None else "native")
+    files = to_peft(adapter) if chosen == "peft" else to_native(adapter)
+    if not files.arrays:
+        raise ValueError(f"adapter {adapter_name!r} has no parameters: there is nothing to save")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    # both are complete before the first takes its place: a full disk leaves the adapter that was there
+    with atomic_write(directory / CONFIG) as config, atomic_write(directory / WEIGHTS) as weights:
+        write_json(config, files.settings)
+        write_arrays(weights, files.arrays, files.metadata)
+    return chosen
+
+
+def no_peft_format(adapter: Adapter) -> str | None:
+    """Why an adapter cannot be written as ``peft`` would; None where it can."""
+    method = method_of(adapter.config)
+    if method.peft_files is None:
+        return f"peft's files cannot hold the method {method.name!r}"
+    return no_family(adapter.model.config)
+
+
+def no_family(config: GPTConfig) -> str | None:
+    """Why a model has no names in ``transformers``; None where it has."""
+    try:
+        hf_modules(config)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def to_peft(adapter: Adapter) -> AdapterFiles:
+    translation = method_of(adapter.config).peft_files
+    assert translation is not None
+    return translation.write(adapter)
+
+
+def to_native(adapter: Adapter) -> AdapterFiles:
+    arrays = {name: p.data for name, p in adapter.named_parameters().items()}
+    return AdapterFiles({MARKER: VERSION, **adapter.config.to_dict()}, arrays)
+
+
+def load_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path) -> None:
+    """Attach the adapter of a directory under ``adapter_name``, not active yet.
+
+    Every tensor of the file must land, and every tensor of the adapter must be in the file.
+
+    Raises:
+        FileFormatError: a file is missing, damaged or empty, the method is unknown, or file and model do not agree.
+            The model is then as it was.
+    """
+    files = read_files(Path(directory))
+    if MARKER in files.settings:
+        config, arrays = from_native(files)
+    else:
+        config, arrays = from_peft(peft_model, files)
+    try:
+        peft_model.add_adapter(adapter_name, config)
+    except (ValueError, TypeError) as error:
+        raise FileFormatError(
+            files.directory, f"does not fit this model: {error}", "load it into the model that it was trained on"
+        ) from error
+    try:
+        fill(peft_model.adapters[adapter_name], arrays, files.directory / WEIGHTS)
+    except FileFormatError:
+        peft_model.delete_adapter(adapter_name)
+        raise
+
+
+def read_files(directory: Path) -> AdapterFiles:
+    settings, path = read_json(directory / CONFIG), directory / WEIGHTS
+    if not path.is_file():
+        found = ", ".join(sorted(f.name for f in directory.iterdir()))
+        raise FileFormatError(path, f"no such file (found {found})", "save the adapter as safetensors")
+    arrays = read_arrays(path)
+    if not arrays:
+        raise FileFormatError(path, "holds no tensors", "the adapter was empty when it was saved: train it again")
+    return AdapterFiles(settings, arrays, read_metadata(path), directory)
+
+
+def from_native(files: AdapterFiles) -> tuple[PeftConfig, dict[str, np.ndarray]]:
+    settings = {key: value for key, value in files.settings.items() if key != MARKER}
+    if files.settings[MARKER] != VERSION:
+        problem = f"is of version {files.settings[MARKER]!r} of this format, known is {VERSION}"
+        raise FileFormatError(files.directory / CONFIG, problem, "load it with the release that saved it")
+    return config_of(method_of_file(files), settings, files), files.arrays
+
+
+def from_peft(peft_model: PeftModel, files: AdapterFiles) -> tuple[PeftConfig, dict[str, np.ndarray]]:
+    method = method_of_file(files)
+    if method.peft_files is None:
+        have = ", ".join(m.config.peft_type for m in METHODS.values() if m.peft_files is not None)
+        problem = f"is an adapter of peft_type {method.config.peft_type!r} in peft's format"
+        raise FileFormatError(files.directory / CONFIG, problem, f"of peft's files these can be read: {have}")
+    if reason := no_family(peft_model.config):
+        problem = f"names modules as transformers does, but {reason}"
+        raise FileFormatError(files.directory / CONFIG, problem, "save the adapter in the native format")
+    settings, arrays = method.peft_files.read(peft_model.base_model, files)
+    return config_of(method, settings, files), arrays
+
+
+def method_of_file(files: AdapterFiles) -> Method:
+    try:
+        return method_named(str(files.settings.get("peft_type")))
+    except ValueError as error:
+        raise FileFormatError(files.directory / CONFIG, str(error), "correct its peft_type") from None
+
+
+def config_of(method: Method, settings: dict[str, Any], files: AdapterFiles) -> PeftConfig:
+    try:
+        return method.config.from_dict(settings)
+    except (ValueError, TypeError) as error:
+        raise FileFormatError(files.directory / CONFIG, f"holds no such config: {error}", "correct it") from error
+
+
+def fill(adapter: Adapter, arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Put a file's arrays into the adapter's parameters, all of them or none."""
+    parameters = adapter.named_parameters()
+    check_tensors({name: p.shape for name, p in parameters.items()}, arrays, path)
+    for name, p in parameters.items():
+        if arrays[name].dtype.kind != "f" or not np.can_cast(arrays[name].dtype, p.dtype):
+            problem = f"{name} is {arrays[name].dtype}, the model {p.dtype}"
+            raise FileFormatError(path, problem, "values would be lost: save the adapter in the model's dtype")
+    for name, p in parameters.items():
+        p.data[...] = arrays[name]
+        p.version.count += 1
