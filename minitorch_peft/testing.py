@@ -153,8 +153,7 @@ class Case:
         """``function`` of these arguments, with ``inputs`` in place of the inputs."""
         rest: Iterator[Any] = iter(inputs)
         args = [
-            [next(rest) for _ in x] if isinstance(x, list) else next(rest) if _is_input(x) else x
-            for x in self.args
+            [next(rest) for _ in x] if isinstance(x, list) else next(rest) if _is_input(x) else x for x in self.args
         ]
         return function(*args, **self.kwargs)
 
@@ -172,11 +171,13 @@ class Case:
     def __repr__(self) -> str:
         laid = iter(self.layouts or ("plain",) * len(self.inputs))
         shown = [
-            f"[{', '.join(_show(y, laid) for y in x)}]" if isinstance(x, list) else _show(x, laid)
-            for x in self.args
+            f"[{', '.join(_show(y, laid) for y in x)}]" if isinstance(x, list) else _show(x, laid) for x in self.args
         ]
         shown += [f"{name}={_show(value, laid)}" for name, value in self.kwargs.items()]
         return f"F.{self.operation.name}({', '.join(shown)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # how hypothesis prints a failing example
 
 
 def _is_input(x: Any) -> bool:

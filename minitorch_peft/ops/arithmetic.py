@@ -172,9 +172,7 @@ def pow(input: Tensor | Number, exponent: Tensor | Number) -> Tensor:
         x = as_tensor(input, "pow")
         x = to(x, result_dtype(x, exponent))
         if x.data.dtype.kind != "f" and exponent < 0:
-            raise ValueError(
-                f"pow: {x.dtype} to the power of {exponent} is not an integer; convert with .float()"
-            )
+            raise ValueError(f"pow: {x.dtype} to the power of {exponent} is not an integer; convert with .float()")
         return PowScalar.apply(x, exponent=exponent)
     return Pow.apply(*operands(input, exponent, "pow"))
 
@@ -269,9 +267,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Number | Tensor) -> Tensor:
     """
     x = as_tensor(input, "masked_fill")
     if isinstance(value, Tensor) and value.ndim:
-        raise ValueError(
-            f"masked_fill: value must be a number or a 0-d tensor, got shape {value.shape}; use where"
-        )
+        raise ValueError(f"masked_fill: value must be a number or a 0-d tensor, got shape {value.shape}; use where")
     if isinstance(value, Tensor) or x.data.dtype.kind != "f":
         value = to(value if isinstance(value, Tensor) else Tensor(np.asarray(value)), x.dtype)
     return where(mask, value, x)

@@ -136,17 +136,13 @@ def _mask(attn_mask: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray
     if attn_mask is None:
         return None
     if isinstance(attn_mask, Tensor) and attn_mask.requires_grad:
-        raise ValueError(
-            "scaled_dot_product_attention: attn_mask is a constant and cannot require a gradient"
-        )
+        raise ValueError("scaled_dot_product_attention: attn_mask is a constant and cannot require a gradient")
     mask = as_tensor(attn_mask, "scaled_dot_product_attention").data
     if mask.dtype.kind not in "bf":
         raise TypeError(f"scaled_dot_product_attention: attn_mask must be bool or float, got {mask.dtype}")
     sizes = zip(mask.shape[::-1], shape[::-1], strict=False)
     if mask.ndim > len(shape) or any(n not in (1, m) for n, m in sizes):
-        raise ValueError(
-            f"scaled_dot_product_attention: attn_mask {mask.shape} does not broadcast to {shape}"
-        )
+        raise ValueError(f"scaled_dot_product_attention: attn_mask {mask.shape} does not broadcast to {shape}")
     return mask if mask.dtype.kind == "b" else mask.astype(dtype, copy=False)
 
 

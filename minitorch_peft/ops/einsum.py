@@ -71,9 +71,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     for term, t in zip(terms, tensors, strict=True):
         for letter, n in zip(term, t.shape, strict=True):
             shapes[letter] = broadcast_shapes(shapes.get(letter, (1,)), (n,))
-    wide = (
-        expand(to(t, dtype), [shapes[c][0] for c in term]) for term, t in zip(terms, tensors, strict=True)
-    )
+    wide = (expand(to(t, dtype), [shapes[c][0] for c in term]) for term, t in zip(terms, tensors, strict=True))
     return Einsum.apply(*wide, terms=terms, output=output)
 
 
@@ -88,9 +86,7 @@ def _parse(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     for term, n, more in zip(terms, ndims, rest, strict=True):
         if more < 0 or (more > 0 and "..." not in term):
             raise ValueError(f"einsum: {term!r} does not name the {n} axes of its operand")
-    dots = "".join(
-        spare[: max([more for term, more in zip(terms, rest, strict=True) if "..." in term], default=0)]
-    )
+    dots = "".join(spare[: max([more for term, more in zip(terms, rest, strict=True) if "..." in term], default=0)])
     spelled = [term.replace("...", dots[len(dots) - more :]) for term, more in zip(terms, rest, strict=True)]
     if not arrow:
         once = "".join(sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1))
@@ -98,7 +94,5 @@ def _parse(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     output = right.replace("...", dots)
     unknown = set("".join(spelled) + output) - set(string.ascii_letters)
     if unknown or len(set(output)) != len(output) or not set(output) <= set("".join(spelled)):
-        raise ValueError(
-            f"einsum: in {equation!r}, the result's letters must be distinct letters of the operands"
-        )
+        raise ValueError(f"einsum: in {equation!r}, the result's letters must be distinct letters of the operands")
     return spelled, output

@@ -184,9 +184,7 @@ def index_add(input: Tensor, dim: int, index: Any, source: Tensor, alpha: float 
     chosen = _vector(index, x, dim, "index_add")
     wanted = (*x.shape[:dim], len(chosen), *x.shape[dim + 1 :])
     if s.shape != wanted:
-        raise ValueError(
-            f"index_add: source must be {wanted} (input's axes, {dim} as long as index), got {s.shape}"
-        )
+        raise ValueError(f"index_add: source must be {wanted} (input's axes, {dim} as long as index), got {s.shape}")
     dtype = result_dtype(x, s)
     s = to(s, dtype) if alpha == 1 else to(s, dtype) * alpha
     return ScatterAdd.apply(to(x, dtype), s, index=(*(slice(None),) * dim, chosen))
@@ -226,9 +224,7 @@ def _checked(x: Tensor, dim: int, index: Any, name: str) -> tuple[np.ndarray, in
 def _vector(index: Any, x: Tensor, dim: int, name: str) -> np.ndarray:
     chosen = integers(index, name, "index")
     if x.ndim == 0 or chosen.ndim > 1:
-        raise ValueError(
-            f"{name}: expected index (K) for an input of at least 1 axis, got {chosen.shape}, {x.shape}"
-        )
+        raise ValueError(f"{name}: expected index (K) for an input of at least 1 axis, got {chosen.shape}, {x.shape}")
     _in_range(chosen, x.shape[dim], name)
     return chosen.reshape(-1)
 

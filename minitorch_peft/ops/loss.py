@@ -99,7 +99,7 @@ def _weighted(
     """With class weights, from single operations: (1 - s) times the target's term plus s times the mean."""
     logp = log_softmax(x, -1)
     likely = _picked(logp, ids, weight, ignore_index, "none", "cross_entropy")
-    kept = ids != ignore_index
+    kept = np.asarray(ids != ignore_index)
     spread = where(Tensor(kept), -sum(logp * weight, -1), 0.0) * (label_smoothing / x.shape[-1])
     loss = likely * (1 - label_smoothing) + spread
     if reduction == "none":
@@ -130,12 +130,10 @@ def _picked(
     logp: Tensor, ids: np.ndarray, weight: Tensor | None, ignore_index: int, reduction: str, name: str
 ) -> Tensor:
     """-weight[id] logp[..., id], 0 where the id is ignored: log-probabilities (..., V), ids (...)."""
-    kept = ids != ignore_index
+    kept = np.asarray(ids != ignore_index)
     classes = logp.shape[-1]
     if weight is not None and weight.shape != (classes,):
-        raise ValueError(
-            f"{name}: weight must have one number for each of {classes} classes, got {weight.shape}"
-        )
+        raise ValueError(f"{name}: weight must have one number for each of {classes} classes, got {weight.shape}")
     safe = np.where(kept, ids, 0)
     if safe.size and not (safe.min() >= 0 and safe.max() < classes):
         raise IndexError(f"{name}: targets must be in [0, {classes}) or {ignore_index} (ignore_index)")

@@ -22,9 +22,7 @@ class LayerNorm(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: np.ndarray, w: np.ndarray | None, b: np.ndarray | None, *, eps: float
-    ) -> np.ndarray:
+    def forward(ctx: Any, x: np.ndarray, w: np.ndarray | None, b: np.ndarray | None, *, eps: float) -> np.ndarray:
         y, mean, rstd = dispatch.get("layer_norm_forward", x.dtype)(x, w, b, eps)
         ctx.save_for_backward(x, w, mean, rstd)
         return y

@@ -146,9 +146,7 @@ class Var(Function):
     """y = Σ d² / (n - c), d = x - mean x; x gets 2 g d / (n - c), as Σ d = 0."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: np.ndarray, *, dims: tuple[int, ...], correction: float, keepdim: bool
-    ) -> np.ndarray:
+    def forward(ctx: Any, x: np.ndarray, *, dims: tuple[int, ...], correction: float, keepdim: bool) -> np.ndarray:
         d, y, ctx.kept, ctx.freedom = _variance(x, dims, correction, keepdim)
         ctx.save_for_backward(d)
         return y
@@ -175,9 +173,7 @@ class Std(Function):
     """y = √var; x gets g d / ((n - c) y), 0 where y is 0."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: np.ndarray, *, dims: tuple[int, ...], correction: float, keepdim: bool
-    ) -> np.ndarray:
+    def forward(ctx: Any, x: np.ndarray, *, dims: tuple[int, ...], correction: float, keepdim: bool) -> np.ndarray:
         d, y, ctx.kept, ctx.freedom = _variance(x, dims, correction, keepdim)
         y = np.sqrt(y)
         ctx.save_for_backward(d, y)
@@ -238,9 +234,7 @@ def norm(input: Tensor, p: float = 2, dim: Dim = None, keepdim: bool = False) ->
     5.0
     """
     if p != 2:
-        raise ValueError(
-            f"norm: only p=2 is supported, got {p!r}; for p=1 use abs().sum(), for inf abs().amax()"
-        )
+        raise ValueError(f"norm: only p=2 is supported, got {p!r}; for p=1 use abs().sum(), for inf abs().amax()")
     x = floats_only(input, "norm")
     return Norm.apply(x, dims=wrap_dims(dim, x.ndim, "norm"), keepdim=keepdim)
 

@@ -17,9 +17,7 @@ def wrap_dim(dim: int, ndim: int, name: str) -> int:
     """``dim`` counted from the front; IndexError outside [-ndim, ndim - 1] (0-d tensors: 0 and -1)."""
     bound = max(ndim, 1)
     if not -bound <= dim < bound:
-        raise IndexError(
-            f"{name}: dim {dim} is out of range for {ndim} axes, expected {-bound} to {bound - 1}"
-        )
+        raise IndexError(f"{name}: dim {dim} is out of range for {ndim} axes, expected {-bound} to {bound - 1}")
     return dim % bound
 
 
@@ -83,9 +81,7 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
     shape = tuple(input.shape[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(wanted))
     fits = lead >= 0 and all(n in (1, s) for n, s in zip(input.shape, shape[lead:], strict=True))
     if not fits or any(s < 0 for s in shape):
-        raise ValueError(
-            f"expand: {input.shape} does not broadcast to {wanted}; only axes of size 1 can grow"
-        )
+        raise ValueError(f"expand: {input.shape} does not broadcast to {wanted}; only axes of size 1 can grow")
     return input if shape == input.shape else Expand.apply(input, shape=shape)
 
 
@@ -313,9 +309,7 @@ def t(input: Tensor) -> Tensor:
     """
     input = as_tensor(input, "t")
     if input.ndim > 2:
-        raise ValueError(
-            f"t: expected at most 2 axes, got shape {input.shape}; use .mT, transpose or permute"
-        )
+        raise ValueError(f"t: expected at most 2 axes, got shape {input.shape}; use .mT, transpose or permute")
     return input if input.ndim < 2 else transpose(input, 0, 1)
 
 

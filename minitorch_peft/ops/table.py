@@ -148,7 +148,7 @@ def _flatten(x: np.ndarray, start_dim: int = 0, end_dim: int = -1) -> np.ndarray
 
 def _pad(x: np.ndarray, pad: Any, value: float = 0.0) -> np.ndarray:
     pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)][::-1]
-    return np.pad(x, [(0, 0)] * (x.ndim - len(pairs)) + pairs, constant_values=value)
+    return np.pad(x, [(0, 0)] * (x.ndim - len(pairs)) + pairs, constant_values=value) if x.ndim else x
 
 
 def _index_add(x: np.ndarray, dim: int, index: Any, source: np.ndarray, alpha: float = 1) -> np.ndarray:
@@ -207,7 +207,9 @@ def _nll_loss(x: Any, target: Any, ignore_index: int = -100, reduction: str = "m
 def _reduce(loss: np.ndarray, reduction: str, count: Any = None) -> Any:
     if reduction == "none":
         return loss
-    return np.sum(loss) / {"sum": 1, "batchmean": len(loss), "mean": loss.size if count is None else count}[reduction]
+    if reduction == "sum":
+        return np.sum(loss)
+    return np.sum(loss) / (len(loss) if reduction == "batchmean" else np.size(loss) if count is None else count)
 
 
 def _kl_div(x: np.ndarray, t: np.ndarray, reduction: str = "mean", log_target: bool = False) -> Any:
