@@ -52,6 +52,19 @@ def test_cleaning(name, raw, expected):
     assert clean(name, raw) == expected
 
 
+def test_all_translations_have_the_same_chapters_no_apocrypha():
+    chapters = {name: {verse // 1000 for verse in load_corpus(name).verses} for name in TRANSLATIONS}
+    assert chapters["web"] == chapters["kjv"] == chapters["ylt"] == chapters["wyc"]
+    assert chapters["tyn"] < chapters["web"]
+
+
+def test_a_split_remembers_what_is_renumbered():
+    train = load_corpus("wyc").split("train")
+    assert train.renumbered and train.renumbered < train.verses.keys()
+    assert not train.comparable().verses.keys() & train.renumbered
+    assert len(train.comparable()) == len(train) - len(train.renumbered)
+
+
 def test_unknown_names_say_what_is_known():
     with pytest.raises(ValueError, match=r"unknown translation 'bbe': expected one of web, kjv, tyn, wyc, ylt"):
         load_corpus("bbe")

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from minitorch_peft.data import IGNORE, Corpus, LabelledVerses, Pairs, Tokenizer, load_corpus, pad_rows
 
 TOKENIZER = Tokenizer.shipped()
-MODERN = Corpus("web", {1: "I am", 2: "You saw the light", 3: "He went", 4: "only here", 5: "He wept " * 30})
-OLD = Corpus("wyc", {1: "Y am", 2: "Thou saie the liyt", 3: "He yede", 5: "He wepte", 6: "Here"}, frozenset({3}))
+MODERN_VERSES = {1: "I am", 2: "You saw the light", 3: "He went", 4: "only here", 5: "He wept " * 30}
+OLD_VERSES = {1: "Y am", 2: "Thou saie the liyt", 3: "He yede", 5: "He wepte", 6: "Here"}
+MODERN = Corpus("web", MODERN_VERSES)
+OLD = Corpus("wyc", OLD_VERSES, frozenset({3}))
 
 
 def pairs(max_length=64):
@@ -37,6 +39,8 @@ def test_an_unknown_side_is_an_error():
 def test_only_verses_that_mean_the_same_and_fit_are_paired():
     assert pairs().verses == (1, 2)  # 3 is renumbered, 4 and 6 have no partner, 5 is too long
     assert pairs().left_out == 1
+    back = Pairs.from_corpora(OLD, MODERN, TOKENIZER, 64)
+    assert back.verses == (1, 2) and back.source_texts == ("Y am", "Thou saie the liyt")
     assert pairs().source_texts == ("I am", "You saw the light")
     assert pairs().target_texts == ("Y am", "Thou saie the liyt")
     longest = max(len(x) + len(y) for x, y in zip(pairs().prompts, pairs().answers, strict=True))
