@@ -14,6 +14,7 @@ as mp``, ``import minitorch_peft.functional as F`` and ``from minitorch_peft.tes
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,9 +172,14 @@ class Case:
     def __repr__(self) -> str:
         laid = iter(self.layouts or ("plain",) * len(self.inputs))
         shown = [
-            f"[{', '.join(_show(y, laid) for y in x)}]" if isinstance(x, list) else _show(x, laid) for x in self.args
+            f"[{', '.join(_show_input(y, next(laid)) for y in x)}]"
+            if isinstance(x, list)
+            else _show_input(x, next(laid))
+            if _is_input(x)
+            else _show(x)
+            for x in self.args
         ]
-        shown += [f"{name}={_show(value, laid)}" for name, value in self.kwargs.items()]
+        shown += [f"{name}={_show(value)}" for name, value in self.kwargs.items()]
         return f"F.{self.operation.name}({', '.join(shown)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -184,17 +190,18 @@ def _is_input(x: Any) -> bool:
     return isinstance(x, np.ndarray) and x.dtype.kind == "f"
 
 
-def _show(x: Any, laid: Iterator[str]) -> str:
-    if isinstance(x, tuple):
-        return f"({', '.join(_show(y, laid) for y in x)}{',' if len(x) == 1 else ''})"
-    if not isinstance(x, np.ndarray):
-        return repr(x)
-    text = f"np.array({x.tolist()!r})" if x.size else f"np.zeros({x.shape}, {x.dtype.name!r})"
-    if not _is_input(x):
-        return text
-    layout = next(laid, "plain")
-    text = text if layout == "plain" else f"lay_out({text}, {layout!r})"
+def _show_input(x: np.ndarray, layout: str) -> str:
+    text = _show(x) if layout == "plain" else f"lay_out({_show(x)}, {layout!r})"
     return f"mp.Tensor({text}, requires_grad=True)"
+
+
+def _show(x: Any) -> str:
+    if isinstance(x, tuple):
+        return f"({', '.join(map(_show, x))}{',' if len(x) == 1 else ''})"
+    if isinstance(x, np.ndarray):
+        text = f"np.array({x.tolist()!r})" if x.size else f"np.zeros({x.shape}, {x.dtype.name!r})"
+        return re.sub(r"\b(inf|nan)\b", r"np.\1", text)
+    return repr(x)
 
 
 @st.composite
@@ -559,9 +566,8 @@ def attention(draw: Draw, row: Operation) -> Arguments:
     k, v = (draw(_input(row, (batch, shared, keys, width))) for _ in "kv")
     sizes = [n if draw(st.booleans()) else 1 for n in (batch, shared * groups, queries)]
     kind = draw(st.sampled_from(["none", "bool", "float"]))
-    mask = None if kind == "none" else draw(hnp.arrays(np.bool_, (*sizes, keys)))
-    if kind == "float":
-        mask = np.where(mask, draw(numbers()), -math.inf)
+    seen = draw(hnp.arrays(np.bool_, (*sizes, keys)))
+    mask = {"none": None, "bool": seen, "float": np.where(seen, draw(numbers()), -math.inf)}[kind]
     return (q, k, v), {"attn_mask": mask, "is_causal": draw(st.booleans()), "enable_gqa": groups > 1}
 
 

@@ -299,14 +299,18 @@ class LogSoftmax(Function):
 
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, dim: int) -> np.ndarray:
-        y = x - np.max(x, axis=dim, keepdims=True, initial=-np.inf)
-        y -= np.log(np.exp(y).sum(axis=dim, keepdims=True))
         ctx.dim = dim
+        if not x.size:
+            return x.copy()
+        y = x - x.max(axis=dim, keepdims=True)
+        y -= np.log(np.exp(y).sum(axis=dim, keepdims=True))
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
+        if not g.size:
+            return g
         (y,) = ctx.saved
         return g - np.exp(y) * g.sum(axis=ctx.dim, keepdims=True)
 
