@@ -72,7 +72,7 @@ class Tokenizer:
         if folder.is_dir():
             config = folder / "tokenizer_config.json"
             return cls.from_file(folder / "tokenizer.json", **(_special(config) if config.is_file() else {}))
-        embedded = resources.files("minitorch_peft.models").joinpath("pretrained", f"{source}.safetensors")
+        embedded = resources.files("minitorch_peft.models").joinpath("checkpoints", f"{source}.safetensors")
         if embedded.is_file():
             return cls.shipped()
         advice = "give a directory that holds tokenizer.json, or an embedded checkpoint, such as 'tiny'"
