@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import find, given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 import minitorch_peft as mp
@@ -15,7 +15,7 @@ from minitorch_peft.testing import LAYOUTS, MARGIN, Case, cases, indices, lay_ou
 
 from .drawing import QUICK, drawn, each
 
-SEARCH = settings(QUICK, max_examples=2000)
+SEARCH = settings(QUICK, max_examples=2000, phases=[Phase.generate])
 
 
 @pytest.mark.parametrize(
