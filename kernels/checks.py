@@ -13,5 +13,5 @@ def same_length(what: str, left: str, left_size: int, right: str, right_size: in
 
 def ids_within(what: str, ids: np.ndarray, size: int) -> None:
     """Raise IndexError unless 0 <= ids < size."""
-    if ids.size and not (0 <= ids.min() and ids.max() < size):
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
         raise IndexError(f"{what}: ids must lie in [0, {size}), got {ids.min()} to {ids.max()}")

@@ -69,3 +69,18 @@ def gemm(blas, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
 def at(array, offset):
     """The address of the float32 that lies ``offset`` elements after the first."""
     return array.ctypes.data + 4 * offset
+
+
+_UNPACKED = 1_000_000
+"""Up to this many multiply-adds OpenBLAS reads its operands where they lie; above, it first copies them."""
+
+
+@inner
+def skinny_step(rows, width, rank):
+    """How many rows at a time a (rows, width) by (width, rank) product, or a like one, is done fastest.
+
+    With a small rank the copies cost more than the product: it takes 1.3 to 3 times as long. So it is cut into blocks
+    of rows that OpenBLAS does not copy, unless these were tiny.
+    """
+    step = _UNPACKED // max(width * rank, 1)
+    return step if step >= 32 else max(rows, 1)

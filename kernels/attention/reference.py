@@ -1,4 +1,4 @@
-"""softmax(scale Q K.T + mask) V (Vaswani et al. 2017, arXiv 1706.03762, equation 1) and its gradient: the definition."""
+"""softmax(scale Q K.T + mask) V (Vaswani et al. 2017, arXiv 1706.03762, equation 1), and its gradient."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def _sum_groups(gradient: np.ndarray, kv: np.ndarray) -> np.ndarray:
 
 def check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
     """Raise ValueError unless q (B, H, T, D) and k, v (B, Hkv, S, D) fit together."""
-    fits = (
-        q.ndim == k.ndim == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
-    )
+    fits = q.ndim == k.ndim == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
     if not fits or q.shape[1] % max(k.shape[1], 1):
         raise ValueError(
             f"attention: expected q (B, H, T, D) and k, v (B, Hkv, S, D) with H a multiple of Hkv, "

@@ -40,8 +40,8 @@ def _forward_block(t, parts, blas, x, weight, bias, y):
     (rows, k), n = x.shape, weight.shape[0]
     r0, r1, n0, n1 = block(t, parts, rows, n)
     beta = fill_bias(y, bias, r0, r1, n0, n1)
-    gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, at(x, r0 * k), k, at(weight, n0 * k), k, beta,
-         at(y, r0 * n + n0), n)  # fmt: skip
+    inputs, weights, out = at(x, r0 * k), at(weight, n0 * k), at(y, r0 * n + n0)
+    gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, inputs, k, weights, k, beta, out, n)
 
 
 @kernel(INT, IN2, IN2, IN1, OUT2)
@@ -51,12 +51,12 @@ def _forward(parts, blas, x, weight, bias, y):
 
 
 @inner
-def input_gradient(t, parts, blas, grad, weight, beta, dx):
-    """A block of dx = grad W + beta dx."""
+def _input_gradient(t, parts, blas, grad, weight, dx):
+    """A block of dx = grad W."""
     (rows, n), k = grad.shape, weight.shape[1]
     r0, r1, k0, k1 = block(t, parts, rows, k)
-    gemm(blas, False, False, r1 - r0, k1 - k0, n, 1.0, at(grad, r0 * n), n, at(weight, k0), k, beta,
-         at(dx, r0 * k + k0), k)  # fmt: skip
+    g, weights, out = at(grad, r0 * n), at(weight, k0), at(dx, r0 * k + k0)
+    gemm(blas, False, False, r1 - r0, k1 - k0, n, 1.0, g, n, weights, k, 0.0, out, k)
 
 
 @inner
@@ -80,20 +80,15 @@ def bias_gradient(t, parts, grad, dbias):
             total[j] += row[j]
 
 
-@inner
-def _backward_block(t, parts, blas, grad, x, weight, need_x, need_weight, need_bias, dx, dweight, dbias):
-    if need_x:
-        input_gradient(t, parts, blas, grad, weight, 0.0, dx)
-    if need_weight:
-        weight_gradient(t, parts, blas, grad, x, dweight)
-    if need_bias:
-        bias_gradient(t, parts, grad, dbias)
-
-
 @kernel(INT, IN2, IN2, IN2, FLAG, FLAG, FLAG, OUT2, OUT2, OUT1)
 def _backward(parts, blas, grad, x, weight, need_x, need_weight, need_bias, dx, dweight, dbias):
     for t in prange(parts):
-        _backward_block(t, parts, blas, grad, x, weight, need_x, need_weight, need_bias, dx, dweight, dbias)
+        if need_x:
+            _input_gradient(t, parts, blas, grad, weight, dx)
+        if need_weight:
+            weight_gradient(t, parts, blas, grad, x, dweight)
+        if need_bias:
+            bias_gradient(t, parts, grad, dbias)
 
 
 def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -115,9 +110,7 @@ def linear_backward(
     dx = np.empty((g.shape[0] if needs[0] else 0, k), np.float32)
     dweight = np.empty((n if needs[1] else 0, k), np.float32)
     dbias = np.empty(n if needs[2] else 0, np.float32)
-    _backward(
-        parts(g.size * k), runtime.start(), g, rows, np.ascontiguousarray(weight), *needs, dx, dweight, dbias
-    )
+    _backward(parts(g.size * k), runtime.start(), g, rows, np.ascontiguousarray(weight), *needs, dx, dweight, dbias)
     return (
         dx.reshape(*grad.shape[:-1], k) if needs[0] else None,
         dweight if needs[1] else None,

@@ -1,8 +1,8 @@
 """The LoRA linear layer in one pass over the rows: the low-rank term is added where the base product is accumulated.
 
-Passes over the (R, N) output: one (bias, low-rank term and base product all go into the same block of rows); unfused it
-is written by each of the two products and read and written by their sum. xa (R, r) is kept, so backward reads x once for
-dA and never multiplies it by A again; d(xa) (R, r) is the only temporary.
+Forward has no (R, N) temporary: bias, low-rank term and base product go into one block of rows. Unfused, two products
+are written, read again, and their sum written. xa (R, r) is kept: backward does not multiply x by A again, and d(xa)
+(R, r) is its only temporary. The rank is small, so every product with it is cut for BLAS by ``skinny_step``.
 """
 
 from __future__ import annotations
@@ -11,34 +11,52 @@ import numpy as np
 from numba import prange
 
 from .. import runtime
-from ..gemm import at, gemm
+from ..gemm import at, gemm, skinny_step
 from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, REAL, inner, kernel, parts, span
 from ..layout import rows_of
-from ..linear.numba import bias_gradient, block, fill_bias, input_gradient, weight_gradient
+from ..linear.numba import bias_gradient, block, fill_bias, weight_gradient
 from .reference import check_shapes
+
+
+@inner
+def _rows_times(blas, trans_b, first, last, n, k, alpha, a, b, c):
+    """c[first:last] (., n) = alpha a[first:last] (., k) op(b), where n or k is the rank."""
+    step = skinny_step(last - first, n, k)
+    ldb = k if trans_b else n
+    for i in range(first, last, step):
+        m = min(step, last - i)
+        gemm(blas, False, trans_b, m, n, k, alpha, at(a, i * k), k, at(b, 0), ldb, 0.0, at(c, i * n), n)
+
+
+@inner
+def _sum_over_rows(blas, rows, m, n, alpha, a, lda, b, ldb, c, ldc):
+    """c (m, n) = alpha a (rows, m).T b (rows, n), where m or n is the rank; a, b, c are addresses."""
+    step = skinny_step(rows, m, n)
+    for i in range(0, max(rows, 1), step):
+        beta = 0.0 if i == 0 else 1.0
+        gemm(
+            blas,
+            True,
+            False,
+            m,
+            n,
+            min(step, rows - i),
+            alpha,
+            a + 4 * i * lda,
+            lda,
+            b + 4 * i * ldb,
+            ldb,
+            beta,
+            c,
+            ldc,
+        )
 
 
 @inner
 def _down(t, parts, blas, x, lora_a, xa):
     """Some rows of xa = x A.T."""
-    (rows, k), rank = x.shape, lora_a.shape[0]
-    r0, r1 = span(t, parts, rows)
-    gemm(
-        blas,
-        False,
-        True,
-        r1 - r0,
-        rank,
-        k,
-        1.0,
-        at(x, r0 * k),
-        k,
-        at(lora_a, 0),
-        k,
-        0.0,
-        at(xa, r0 * rank),
-        rank,
-    )
+    first, last = span(t, parts, len(x))
+    _rows_times(blas, True, first, last, len(lora_a), x.shape[1], 1.0, x, lora_a, xa)
 
 
 @inner
@@ -47,8 +65,8 @@ def _forward_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y):
     r0, r1, n0, n1 = block(t, parts, rows, n)
     beta = fill_bias(y, bias, r0, r1, n0, n1)
     out = at(y, r0 * n + n0)
-    gemm(blas, False, True, r1 - r0, n1 - n0, rank, scaling, at(xa, r0 * rank), rank, at(lora_b, n0 * rank), rank,
-         beta, out, n)  # fmt: skip
+    low, up = at(xa, r0 * rank), at(lora_b, n0 * rank)
+    gemm(blas, False, True, r1 - r0, n1 - n0, rank, scaling, low, rank, up, rank, beta, out, n)
     gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, at(x, r0 * k), k, at(weight, n0 * k), k, 1.0, out, n)
 
 
@@ -63,70 +81,59 @@ def _forward(parts, blas, x, weight, bias, lora_a, lora_b, scaling, xa, y):
 @inner
 def _up(t, parts, blas, grad, lora_b, scaling, dxa):
     """Some rows of d(xa) = s grad B."""
-    (rows, n), rank = grad.shape, lora_b.shape[1]
+    first, last = span(t, parts, len(grad))
+    _rows_times(blas, False, first, last, lora_b.shape[1], grad.shape[1], scaling, grad, lora_b, dxa)
+
+
+@inner
+def _x_gradient(t, parts, blas, grad, weight, dxa, lora_a, dx):
+    """Some rows of dx = d(xa) A + grad W."""
+    (rows, n), (rank, k) = grad.shape, lora_a.shape
     r0, r1 = span(t, parts, rows)
-    gemm(blas, False, False, r1 - r0, rank, n, scaling, at(grad, r0 * n), n, at(lora_b, 0), rank, 0.0,
-         at(dxa, r0 * rank), rank)  # fmt: skip
+    _rows_times(blas, False, r0, r1, k, rank, 1.0, dxa, lora_a, dx)
+    gemm(blas, False, False, r1 - r0, k, n, 1.0, at(grad, r0 * n), n, at(weight, 0), k, 1.0, at(dx, r0 * k), k)
 
 
 @inner
-def _adapter_gradients(t, parts, blas, grad, x, xa, dxa, scaling, need_a, need_b, da, db):
-    """Some columns of dA = d(xa).T x and some rows of dB = s grad.T xa: each owned by one thread."""
-    (rows, n), k, rank = grad.shape, x.shape[1], xa.shape[1]
-    if need_a:
-        k0, k1 = span(t, parts, k)
-        gemm(blas, True, False, rank, k1 - k0, rows, 1.0, at(dxa, 0), rank, at(x, k0), k, 0.0, at(da, k0), k)
-    if need_b:
-        n0, n1 = span(t, parts, n)
-        gemm(blas, True, False, n1 - n0, rank, rows, scaling, at(grad, n0), n, at(xa, 0), rank, 0.0,
-             at(db, n0 * rank), rank)  # fmt: skip
+def _a_gradient(t, parts, blas, dxa, x, da):
+    """Some columns of dA = d(xa).T x: each thread owns its columns."""
+    (rows, k), rank = x.shape, dxa.shape[1]
+    k0, k1 = span(t, parts, k)
+    _sum_over_rows(blas, rows, rank, k1 - k0, 1.0, at(dxa, 0), rank, at(x, k0), k, at(da, k0), k)
 
 
 @inner
-def _backward_block(
-    t, parts, blas, grad, x, xa, weight, lora_a, scaling, dxa, needs, dx, dweight, dbias, da, db
-):
-    need_x, need_weight, need_bias, need_a, need_b = needs
-    if need_x:
-        input_gradient(t, parts, blas, dxa, lora_a, 0.0, dx)
-        input_gradient(t, parts, blas, grad, weight, 1.0, dx)
-    if need_weight:
+def _b_gradient(t, parts, blas, grad, xa, scaling, db):
+    """Some rows of dB = s grad.T xa: each thread owns its rows."""
+    (rows, n), rank = grad.shape, xa.shape[1]
+    n0, n1 = span(t, parts, n)
+    _sum_over_rows(blas, rows, n1 - n0, rank, scaling, at(grad, n0), n, at(xa, 0), rank, at(db, n0 * rank), rank)
+
+
+@inner
+def _gradients(t, parts, blas, grad, x, xa, weight, lora_a, scaling, needs, dxa, dx, dweight, dbias, da, db):
+    if needs[0]:
+        _x_gradient(t, parts, blas, grad, weight, dxa, lora_a, dx)
+    if needs[1]:
         weight_gradient(t, parts, blas, grad, x, dweight)
-    if need_bias:
+    if needs[2]:
         bias_gradient(t, parts, grad, dbias)
-    _adapter_gradients(t, parts, blas, grad, x, xa, dxa, scaling, need_a, need_b, da, db)
+    if needs[3]:
+        _a_gradient(t, parts, blas, dxa, x, da)
+    if needs[4]:
+        _b_gradient(t, parts, blas, grad, xa, scaling, db)
 
 
 @kernel(
-    INT,
-    IN2,
-    IN2,
-    IN2,
-    IN2,
-    IN2,
-    IN2,
-    REAL,
-    OUT2,
-    FLAG,
-    FLAG,
-    FLAG,
-    FLAG,
-    FLAG,
-    OUT2,
-    OUT2,
-    OUT1,
-    OUT2,
-    OUT2,
-)
-def _backward(parts, blas, grad, x, xa, weight, lora_a, lora_b, scaling, dxa, need_x, need_weight, need_bias, need_a,
-              need_b, dx, dweight, dbias, da, db):  # fmt: skip
-    needs = (need_x, need_weight, need_bias, need_a, need_b)
+    INT, IN2, IN2, IN2, IN2, IN2, IN2, REAL, FLAG, FLAG, FLAG, FLAG, FLAG, OUT2, OUT2, OUT2, OUT1, OUT2, OUT2
+)  # fmt: skip
+def _backward(parts, blas, grad, x, xa, weight, lora_a, lora_b, scaling, need_x, need_weight, need_bias, need_a,
+              need_b, dxa, dx, dweight, dbias, da, db):  # fmt: skip
     for t in prange(parts):
         _up(t, parts, blas, grad, lora_b, scaling, dxa)
     for t in prange(parts):
-        _backward_block(
-            t, parts, blas, grad, x, xa, weight, lora_a, scaling, dxa, needs, dx, dweight, dbias, da, db
-        )
+        needs = (need_x, need_weight, need_bias, need_a, need_b)
+        _gradients(t, parts, blas, grad, x, xa, weight, lora_a, scaling, needs, dxa, dx, dweight, dbias, da, db)
 
 
 def lora_linear_forward(
@@ -161,13 +168,8 @@ def lora_linear_backward(
     g, rows, xa_rows = rows_of(grad), rows_of(x), rows_of(xa)
     weight, lora_a, lora_b = (np.ascontiguousarray(m) for m in (weight, lora_a, lora_b))
     shapes = (rows.shape, weight.shape, weight.shape[:1], lora_a.shape, lora_b.shape)
-    out = [
-        np.empty(shape if need else (0,) * len(shape), np.float32)
-        for shape, need in zip(shapes, needs, strict=True)
-    ]
-    _backward(
-        parts(g.size * weight.shape[1]), runtime.start(), g, rows, xa_rows, weight, lora_a, lora_b, float(scaling),
-        np.empty(xa_rows.shape, np.float32), *needs, *out,
-    )  # fmt: skip
+    out = [np.empty(s if need else (0,) * len(s), np.float32) for s, need in zip(shapes, needs, strict=True)]
+    inputs = (runtime.start(), g, rows, xa_rows, weight, lora_a, lora_b, float(scaling), *needs)
+    _backward(parts(g.size * weight.shape[1]), *inputs, np.empty(xa_rows.shape, np.float32), *out)
     out[0] = out[0].reshape(x.shape) if needs[0] else out[0]
     return tuple(gradient if need else None for gradient, need in zip(out, needs, strict=True))

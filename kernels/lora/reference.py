@@ -18,8 +18,8 @@ def lora_linear_forward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """y = x W.T + b + s (x A.T) B.T; the product B A is never formed.
 
-    x (..., K), weight (N, K), bias (N,) or None, lora_a (r, K), lora_b (N, r); returns y (..., N) and xa = x A.T (..., r),
-    which the backward pass needs. Raises ValueError when the shapes do not fit together.
+    x (..., K), weight (N, K), bias (N,) or None, lora_a (r, K), lora_b (N, r); returns y (..., N) and
+    xa = x A.T (..., r), which the backward pass needs. Raises ValueError when the shapes do not fit together.
 
     >>> one = np.ones((1, 1))
     >>> y, xa = lora_linear_forward(np.array([[3.0]]), one, None, 2 * one, 5 * one, 0.1)

@@ -32,8 +32,8 @@ def layer_norm_backward(
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """Gradients (dx, dweight, dbias) from grad (..., C); None where ``needs`` is False.
 
-    With h = (x - mean) rstd and d = grad weight: dx = rstd (d - mean(d) - h mean(d h)), as moving along the mean or along h
-    itself changes nothing; dweight = sum grad h, dbias = sum grad.
+    With h = (x - mean) rstd and d = grad weight: dx = rstd (d - mean(d) - h mean(d h)), as moving along the mean or
+    along h itself changes nothing; dweight = sum grad h, dbias = sum grad.
 
     >>> x = np.array([[1.0, 3.0]])
     >>> layer_norm_backward(np.array([[1.0, 0.0]]), x, None, np.array([2.0]), np.array([1.0]))[2].tolist()

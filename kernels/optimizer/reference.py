@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101, algorithm 2) in torch's order of operations; the clipping norm."""
+"""AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101, algorithm 2) in torch's order of operations; clipping's norm."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def square_norm(x: np.ndarray) -> float:
     return float(np.square(x, dtype=np.float64).sum())
 
 
-def check_state(
-    param: np.ndarray, grad: np.ndarray, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, step: int
-) -> None:
+def check_state(param: np.ndarray, grad: np.ndarray, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, step: int) -> None:
     """Raise ValueError unless the four arrays have one shape and the step is at least 1."""
     shapes = {
         "param": param.shape,

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-
 from minitorch_peft.kernels import get, use_backend
 
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
@@ -133,7 +132,7 @@ def _layer_norm(d: Drawn) -> tuple:
 
 
 def _layer_norm_backward(d: Drawn) -> tuple:
-    x, w, b, eps = _layer_norm(d)
+    x, w, b, _ = _layer_norm(d)
     _, mean, rstd = reference("layer_norm_forward", x, w, b, 1e-2)
     return d.array(*x.shape), x, w, mean, rstd, d.flags(3)
 

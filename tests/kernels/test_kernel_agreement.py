@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import CASES, FLOAT32, LARGE, LAYOUTS, Drawn, assert_agrees, double, run
-
 from minitorch_peft.kernels import TABLE, get
 
 IN_PLACE = {"adamw_step"}
@@ -52,7 +51,9 @@ def test_parts_are_put_together(name):
 def test_few_rows_share_the_columns(rows):
     """Decoding: with few rows the threads divide the columns of the result."""
     rng = np.random.default_rng(rows)
-    x, w, b, a, up = (rng.standard_normal(s).astype(FLOAT32) for s in ((rows, 300), (301, 300), 301, (4, 300), (301, 4)))
+    x, w, b, a, up = (
+        rng.standard_normal(s).astype(FLOAT32) for s in ((rows, 300), (301, 300), 301, (4, 300), (301, 4))
+    )
     assert_agrees("linear_forward", x, w, b, tolerance=5e-5)
     assert_agrees("linear_backward", x @ w.T, x, w, tolerance=5e-5)
     assert_agrees("lora_linear_forward", x, w, b, a, up, 0.5, tolerance=5e-5)

@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from minitorch_peft.kernels import FAMILIES, TABLE, dispatch, get, use_backend
 
 from minitorch_peft import kernels
-from minitorch_peft.kernels import FAMILIES, TABLE, dispatch, get, use_backend
 
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 
@@ -61,7 +61,7 @@ def test_unknown_backend_names_the_valid_ones(monkeypatch):
     with pytest.raises(ValueError, match="reference, numba, triton"), use_backend("cuda"):
         pass
     monkeypatch.setenv("MINITORCH_KERNELS", "fast")
-    with pytest.raises(ValueError, match="MINITORCH_KERNELS: unknown backend 'fast'; .* reference, numba, triton"):
+    with pytest.raises(ValueError, match=r"MINITORCH_KERNELS: unknown backend 'fast'; .* reference, numba, triton"):
         get("matmul", FLOAT32)
 
 
@@ -71,7 +71,10 @@ def test_unknown_kernel_names_the_kernels():
 
 
 def test_a_backend_that_a_kernel_lacks_is_an_error():
-    with use_backend("triton"), pytest.raises(NotImplementedError, match="matmul.*no triton version.*reference, numba"):
+    with (
+        use_backend("triton"),
+        pytest.raises(NotImplementedError, match=r"matmul.*no triton version.*reference, numba"),
+    ):
         get("matmul", FLOAT32)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from minitorch_peft.kernels import get
 
 FLOAT64 = np.dtype("float64")

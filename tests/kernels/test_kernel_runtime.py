@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 import pytest
+from minitorch_peft.kernels import jit, memory, runtime
 
 from minitorch_peft import kernels
-from minitorch_peft.kernels import jit, memory, runtime
 
 MODULES = [m.name for m in pkgutil.walk_packages(kernels.__path__, "minitorch_peft.kernels.")]
 
