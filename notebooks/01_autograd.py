@@ -172,9 +172,7 @@ def error(dtype):
     """Relative error of the nudged derivative of exp(sin x), worked out in this dtype."""
     f = lambda v: np.exp(np.sin(v, dtype=dtype), dtype=dtype)  # noqa: E731
     true = np.cos(x0) * np.exp(np.sin(x0))
-    estimates = [
-        (f(dtype(x0) + dtype(h)) - f(dtype(x0) - dtype(h))).astype(float) / (2 * h) for h in steps
-    ]
+    estimates = [(f(dtype(x0) + dtype(h)) - f(dtype(x0) - dtype(h))).astype(float) / (2 * h) for h in steps]
     return np.abs(np.array(estimates) - true) / abs(true)
 
 

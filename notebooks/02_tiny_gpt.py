@@ -73,7 +73,9 @@ assert model.num_parameters() == formula
 
 sizes: dict[str, int] = {}
 for name, p in model.named_parameters():
-    part = "attention" if ".attn." in name else "MLP" if ".mlp." in name else "embedding" if "embed" in name else "norms"
+    part = (
+        "attention" if ".attn." in name else "MLP" if ".mlp." in name else "embedding" if "embed" in name else "norms"
+    )
     sizes[part] = sizes.get(part, 0) + p.numel()
 fig, ax = plt.subplots(figsize=(6, 1.6))
 left = 0
@@ -216,7 +218,9 @@ shape = {"vocab_size": 97, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_hea
 random_ids = rng.integers(0, 97, (8, 32))
 for family in (GPT(GPTConfig(**shape)), GPT(GPTConfig.llama(**shape, num_key_value_heads=2))):
     loss = family(random_ids, labels=random_ids).loss.item()
-    print(f"{family.config.norm} norm, {family.config.position_embedding} positions: loss {loss:.3f}, ln V = {np.log(97):.3f}")
+    print(
+        f"{family.config.norm} norm, {family.config.position_embedding} positions: loss {loss:.3f}, ln V = {np.log(97):.3f}"
+    )
     assert abs(loss - np.log(97)) < 0.05
 
 # %% [markdown]

@@ -192,7 +192,9 @@ assert min(shares) > 2 * 8 / 128, "eight directions carry more than their share"
 ranks = (1, 2, 4, 8, 16)
 quality, parameters = [], []
 for rank in ranks:
-    m = get_peft_model(GPT.from_pretrained("tiny"), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    m = get_peft_model(
+        GPT.from_pretrained("tiny"), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    )
     adapt(m, lr=1e-2)
     quality.append(bits_per_byte(m, "wyc"))
     parameters.append(m.get_nb_trainable_parameters()[0])
@@ -201,7 +203,9 @@ ax.semilogx(parameters, quality, "o-")
 for rank, p, q in zip(ranks, parameters, quality, strict=True):
     ax.annotate(f"r={rank}", (p, q), textcoords="offset points", xytext=(4, 5))
 full_quality = bits_per_byte(full, "wyc")
-ax.axhline(full_quality, color="grey", linestyle="--", label=f"full fine-tuning, {full.get_nb_trainable_parameters()[0]:,}")
+ax.axhline(
+    full_quality, color="grey", linestyle="--", label=f"full fine-tuning, {full.get_nb_trainable_parameters()[0]:,}"
+)
 ax.set(xlabel="trainable parameters", ylabel="bits per byte, held out", title=f"30 steps from {before['wyc']:.2f}")
 ax.legend()
 plt.show()
