@@ -174,6 +174,12 @@ def test_steps_shrink_where_the_domain_or_the_curvature_asks_for_it():
     assert mp.gradcheck(F.relu, (leaf([1e-4, -1e-5, 3e-6, 1.0]),))
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0] * 5, [1e-3, 0.0, 0.0, 1e3]])
+def test_products_with_zeros(values):
+    """f, its gradient and the inputs are 0 at once: only the way in which differences fall tells that all is well."""
+    assert mp.gradcheck(lambda x: F.prod(x), (leaf(values),))
+
+
 def test_what_has_no_influence_has_gradient_zero():
     assert mp.gradcheck(lambda x: F.sum(F.softmax(x, -1)), (drawn(3, 4),))
     assert mp.gradcheck(lambda x: F.sign(x) + 0.0 * x, (leaf([1.0, -2.0]),))
@@ -355,6 +361,32 @@ def test_the_first_wrong_operation_is_named_and_operations_off_the_path_are_not(
 
     error = failure(fn, (drawn(3),))
     assert (error.operation, error.cause) == ("Scaled", "factor")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_whole_gpt_and_one_wrong_operation_in_it(family, monkeypatch):
+    """The rule is off by a ten-thousandth."""
+    from minitorch_peft.models import GPT, GPTConfig
+    from minitorch_peft.ops.attention import Attention
+
+    make = GPTConfig if family == "gpt2" else GPTConfig.llama
+    model = GPT(make(vocab_size=7, n_positions=4, n_embd=8, n_layer=1, n_head=2), seed=0)
+    parameters = dict(model.named_parameters())
+    for p in parameters.values():
+        p.data = p.data.astype(np.float64)
+    ids = np.array([[1, 2, 3], [4, 1, 1]])
+    assert mp.gradcheck(lambda: model(ids, labels=ids).loss, (), parameters=parameters)
+
+    right = Attention.backward
+
+    def wrong(ctx, g):
+        dq, dk, dv = right(ctx, g)
+        return dq, dk, dv * 1.0001
+
+    monkeypatch.setattr(Attention, "backward", staticmethod(wrong))
+    error = failure(lambda: model(ids).logits, (), parameters=parameters)
+    assert (error.operation, error.input_index, error.cause) == ("Attention", 2, "factor")
+    assert error.name in parameters
 
 
 def test_analytic_and_numeric_belong_to_the_element_and_the_cotangent():
