@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
+from minitorch_peft.cli.adapt import adapt
+from minitorch_peft.cli.compare import compare
 from minitorch_peft.cli.errors import Guarded
+from minitorch_peft.cli.generate import generate
+from minitorch_peft.cli.inspect import inspect
+from minitorch_peft.cli.merge import merge
 from minitorch_peft.cli.pretrain import pretrain
 
 app = typer.Typer(
@@ -44,4 +49,5 @@ def root(
     """
 
 
-app.command()(pretrain)
+for command in (compare, adapt, generate, merge, inspect, pretrain):
+    app.command()(command)

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any, Final
 
 import typer
@@ -41,7 +42,9 @@ class Guarded(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = show_warning
+                return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             code = exit_code(error)
             if code is None or os.environ.get("MINITORCH_DEBUG") == "1":
@@ -52,6 +55,8 @@ class Guarded(TyperGroup):
 
 def exit_code(error: BaseException) -> int | None:
     """The code of a foreseen error; None for any other, which is a bug (or typer's own way to leave)."""
+    if isinstance(error, typer.Exit | typer.Abort):
+        return None
     from minitorch_peft.data.alignment import AlignmentError
     from minitorch_peft.formats.files import FileFormatError
     from minitorch_peft.training.errors import CheckpointError, TrainingError, TrainingInterrupted
@@ -62,15 +67,24 @@ def exit_code(error: BaseException) -> int | None:
         return INTERRUPTED
     if isinstance(error, TrainingInterrupted):
         return 128 + error.signal
+    if isinstance(error, CheckpointError) and isinstance(error.__cause__, OSError):
+        return OUTPUT
     if isinstance(error, FileFormatError | FileNotFoundError | CheckpointError):
         return FILE
-    if isinstance(error, AlignmentError | ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError):  # ours names no module; one of a broken installation does
+        return DATA if error.name is None else None
+    if isinstance(error, AlignmentError):
         return DATA
     if isinstance(error, TrainingError):
         return DIVERGED
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         return OUTPUT
     return USAGE if isinstance(error, ValueError) else None
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line too."""
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 def describe(error: BaseException) -> str:

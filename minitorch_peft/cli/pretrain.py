@@ -88,9 +88,7 @@ def pretrain(
     screen.note(f"{name}: {model.num_parameters():,} parameters, {settings.steps} steps, files in {out}")
     bits = text.measured["held_out"].bits_per_byte(1.0)
     with training_progress(screen, name, settings.steps, bits) as progress:
-        result = train(
-            model, text.batches(seed), settings, lambda: text.windows("held_out"), progress, resume=resume
-        )
+        result = train(model, text.batches(seed), settings, lambda: text.windows("held_out"), progress, resume=resume)
     options = {"size": size.value, "batch_size": batch_size, "length": length, "dropout": dropout}
     card = make_card(name, model, text, settings, options, result)
     path = out / f"{name}.safetensors"
@@ -171,7 +169,7 @@ def make_card(
         "steps": state.step,
         "epochs": round(state.tokens / len(text.train), 2),
         "seconds": round(state.seconds, 1),
-        "threads": os.cpu_count(),
+        "threads": int(os.environ.get("NUMBA_NUM_THREADS") or os.cpu_count() or 1),
         "kept_step": state.best_step,
         "note": "the weights of the lowest held-out loss of all looks: that figure is slightly flattered",
         "bits_per_byte": {split: round(text.bits_per_byte(model, split), 4) for split in text.measured},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,16 +24,16 @@ class Summary:
         self.bits = bits
         self.speed = 0.0
         self.held_out = ""
+        self.text = ""
 
     def __call__(self, report: StepReport) -> str:
         now = report.tokens_per_second
         if report.held_out is not None:
             self.held_out = f" · held-out {report.held_out * self.bits:.3f} bits/byte"
-        elif (
-            report.step > 1
-        ):  # the first one may compile, one with a look takes longer
+        elif report.step > 1:  # the first one may compile, one with a look takes longer
             self.speed = now if not self.speed else 0.9 * self.speed + 0.1 * now
-        return f"loss {report.loss:.3f} · {self.speed or now:,.0f} tokens/s{self.held_out}"
+        self.text = f"loss {report.loss:.3f} · {self.speed or now:,.0f} tokens/s{self.held_out}"
+        return self.text
 
 
 @contextmanager
@@ -46,17 +46,17 @@ def training_progress(screen: Screen, title: str, total: int, bits: float) -> It
 
 @contextmanager
 def bar(screen: Screen, title: str, total: int, summary: Summary) -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich import progress as rp
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TextColumn("{task.fields[summary]}"), TimeRemainingColumn(),
+        rp.TextColumn("{task.description}"), rp.BarColumn(bar_width=30), rp.MofNCompleteColumn(),
+        rp.TextColumn("{task.fields[summary]}"), rp.TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=screen.err) as progress:
-        task = progress.add_task(title, total=total, summary="")
+    with rp.Progress(*columns, console=screen.err) as bars:
+        task = bars.add_task(title, total=total, summary="")
 
         def callback(report: StepReport) -> None:
-            progress.update(task, completed=report.step, summary=summary(report))
+            bars.update(task, completed=report.step, summary=summary(report))
 
         yield callback
 
@@ -73,3 +73,31 @@ def lines(screen: Screen, title: str, total: int, summary: Summary) -> Iterator[
             screen.note(f"{title}: step {report.step}/{total} · {text}")
 
     yield callback
+
+
+@contextmanager
+def runs_progress(screen: Screen, runs: int, steps: int) -> Iterator[Callable[[str], Progress]]:
+    """One bar over ``runs`` runs of ``steps`` steps. Gives ``start(title)``, which gives a run's callback."""
+    from rich import progress as rp
+
+    columns = (
+        rp.TextColumn("{task.description}"), rp.BarColumn(bar_width=30), rp.TextColumn("run {task.fields[run]}"),
+        rp.TextColumn("{task.fields[summary]}"), rp.TimeRemainingColumn(),
+    )  # fmt: skip
+    with rp.Progress(*columns, console=screen.err, disable=not screen.err.is_terminal) as bars:
+        task = bars.add_task("", total=runs * steps, run="", summary="")
+        run = 0
+
+        def start(title: str) -> Progress:
+            nonlocal run
+            run, summary, before = run + 1, Summary(bits=1.0), run * steps
+            bars.update(task, description=title, run=f"{run}/{runs}")
+
+            def callback(report: StepReport) -> None:
+                bars.update(task, completed=before + report.step, summary=summary(report))
+                if report.step == steps and not screen.err.is_terminal:
+                    screen.note(f"run {run}/{runs} {title}: {summary.text}")
+
+            return callback
+
+        yield start

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")
-]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")]
 ResumeFlag = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")]
+
+
+LOG_WIDTH = 140  # of tables in files and pipes
 
 
 class Screen:
@@ -21,6 +22,8 @@ class Screen:
 
         self.json_only = json_only
         self.out = Console(quiet=json_only, highlight=False)
+        if not self.out.is_terminal:
+            self.out.width = LOG_WIDTH
         self.err = Console(stderr=True, highlight=False)
 
     def say(self, renderable: Any = "", **options: Any) -> None:

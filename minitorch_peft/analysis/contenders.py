@@ -1,0 +1,46 @@
+"""What is compared: methods with their settings, and the rate that suits each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minitorch_peft.peft import METHODS, PeftConfig
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``method`` is a name of the registry, ``settings`` are its config's, ``lr`` the peak rate."""
+
+    name: str
+    title: str
+    method: str
+    lr: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self) -> PeftConfig:
+        return METHODS[self.method].config.from_dict(dict(self.settings))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.method, "lr": self.lr, "settings": dict(self.settings)}
+
+
+ALL_LINEAR = {"target_modules": "all-linear"}
+
+# The rates are the best of ``minitorch-peft compare --sweep``, which judges on a training book that it sets aside.
+CONTENDERS: tuple[Contender, ...] = (
+    Contender("full", "full fine-tuning", "full", 3e-3),
+    Contender("lora-r16", "LoRA r=16", "lora", 1e-2, {"r": 16, "lora_alpha": 32, **ALL_LINEAR}),
+    Contender("lora-r4", "LoRA r=4", "lora", 2e-2, {"r": 4, "lora_alpha": 16, **ALL_LINEAR}),
+    Contender("bitfit", "BitFit", "bitfit", 3e-2),
+    Contender("top-layer", "top layer", "partial", 5e-3, {"top_layers": 1}),
+)
+
+
+def contenders_named(names: list[str]) -> tuple[Contender, ...]:
+    """Those of these names, in the order of the table; ValueError for an unknown one."""
+    known = [c.name for c in CONTENDERS]
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"unknown method {', '.join(unknown)}: expected some of {', '.join(known)}")
+    return tuple(c for c in CONTENDERS if c.name in names)

@@ -1,0 +1,98 @@
+"""One run of the comparison: one method adapts the base to another English, with one seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minitorch_peft.analysis.contenders import Contender
+from minitorch_peft.analysis.memory import peak_memory
+from minitorch_peft.analysis.texts import Texts, pack_split
+from minitorch_peft.data.tokenizer import Tokenizer
+from minitorch_peft.models import GPT
+from minitorch_peft.peft import PeftModel, get_peft_model
+from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.training import Progress, StepReport, TrainConfig, Trainer
+
+MEASURED = ("held_out", "out_of_domain", "modern")
+WARM_UP = 2  # steps left out of the time for a step: kernels may be compiled in them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for every run. ``eval_rows``: rows that bits per byte are taken on, of each text."""
+
+    base: str = "tiny"
+    translation: str = "wyc"
+    steps: int = 60
+    batch_size: int = 16
+    length: int = 128
+    warmup: int = 5
+    eval_rows: int = 200
+
+    def training(self, lr: float, seed: int) -> TrainConfig:
+        return TrainConfig(self.steps, lr, schedule="linear", warmup=self.warmup, seed=seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_texts(plan: Plan, tokenizer: Tokenizer) -> Texts:
+    """The other English to learn; its held-out books, books of another kind, and modern English to measure."""
+    measured = {
+        "held_out": pack_split(plan.translation, "held_out", tokenizer),
+        "out_of_domain": pack_split(plan.translation, "out_of_domain", tokenizer),
+        "modern": pack_split("web", "held_out", tokenizer),
+    }
+    return Texts(pack_split(plan.translation, "train", tokenizer), measured, plan.batch_size, plan.length)
+
+
+def bits(model: GPT | PeftModel, texts: Texts, plan: Plan) -> dict[str, float]:
+    """Bits per byte on every measured text."""
+    return {name: texts.bits_per_byte(model, name, plan.eval_rows) for name in texts.measured}
+
+
+def run(
+    plan: Plan, contender: Contender, seed: int, texts: Texts, folder: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Adapt, measure, and save the adapter to ``folder``; the figures as JSON.
+
+    The batches depend on the seed only, so the methods of one seed see the same text in the same order.
+    """
+    seconds: list[float] = []
+
+    def watch(report: StepReport) -> None:
+        seconds.append(report.seconds)
+        if progress is not None:
+            progress(report)
+
+    model = adapted(plan, contender, seed)
+    trainer = Trainer(model, texts.batches(seed), plan.training(contender.lr, seed), progress=watch)
+    result = trainer.run()
+    model.save_pretrained(folder, format="native")  # peft's layout of a fused projection stores zeros too
+    trainable, _ = model.get_nb_trainable_parameters()
+    return {
+        "contender": contender.name,
+        "base": plan.base,
+        "seed": seed,
+        "trainable_parameters": trainable,
+        "trainable_percent": 100 * trainable / sum(p.data.size for _, p in base_parameters(model.base_model)),
+        "stored_bytes": sum(f.stat().st_size for f in folder.iterdir() if f.suffix == ".safetensors"),
+        "peak_bytes": peak_memory(lambda: one_step(plan, contender, seed, texts)),
+        "seconds_per_step": statistics.median(seconds[WARM_UP:] or seconds),
+        "last_loss": result.losses[-1],
+        "bits_per_byte": bits(model, texts, plan),
+    }
+
+
+def adapted(plan: Plan, contender: Contender, seed: int) -> PeftModel:
+    return get_peft_model(GPT.from_pretrained(plan.base), contender.config(), seed=seed)
+
+
+def one_step(plan: Plan, contender: Contender, seed: int, texts: Texts) -> Callable[[], object]:
+    """A training step of a fresh model, to measure."""
+    model = adapted(plan, contender, seed)
+    return Trainer(model.train(), texts.batches(seed), plan.training(contender.lr, seed)).step

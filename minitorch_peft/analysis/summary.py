@@ -1,0 +1,90 @@
+"""From the figures of many runs to one row for each method: mean and spread over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from minitorch_peft.analysis.contenders import Contender
+from minitorch_peft.analysis.experiment import MEASURED
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation (0.0 of a single run)."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """
+        >>> Spread.of([1.0, 2.0, 3.0])
+        Spread(mean=2.0, std=1.0)
+        """
+        values = list(values)
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+
+    def text(self, digits: int, scale: float = 1.0) -> str:
+        """
+        >>> Spread(2.345, 0.012).text(2)
+        '2.35 ± 0.01'
+        """
+        return f"{self.mean * scale:.{digits}f} ± {self.std * scale:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method costs, learns and forgets. ``bits``: bits per byte after adapting, by text."""
+
+    contender: Contender
+    trainable: int
+    percent: float
+    stored_bytes: int
+    peak_bytes: Spread
+    seconds_per_step: Spread
+    bits: dict[str, Spread]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.contender.name,
+            "title": self.contender.title,
+            **self.contender.to_dict(),
+            "trainable_parameters": self.trainable,
+            "trainable_percent": self.percent,
+            "stored_bytes": self.stored_bytes,
+            "peak_bytes": self.peak_bytes._asdict(),
+            "seconds_per_step": self.seconds_per_step._asdict(),
+            "bits_per_byte": {name: spread._asdict() for name, spread in self.bits.items()},
+        }
+
+
+def rows(contenders: Sequence[Contender], results: Sequence[dict[str, Any]]) -> list[Row]:
+    """One row for each contender, over its seeds."""
+    return [row(c, [r for r in results if r["contender"] == c.name]) for c in contenders]
+
+
+def row(contender: Contender, runs: list[dict[str, Any]]) -> Row:
+    first = runs[0]  # what does not depend on the seed
+    return Row(
+        contender,
+        first["trainable_parameters"],
+        first["trainable_percent"],
+        first["stored_bytes"],
+        Spread.of(r["peak_bytes"] for r in runs),
+        Spread.of(r["seconds_per_step"] for r in runs),
+        {name: Spread.of(r["bits_per_byte"][name] for r in runs) for name in MEASURED},
+    )
+
+
+def human_bytes(count: float) -> str:
+    """
+    >>> human_bytes(912), human_bytes(3_830_000), human_bytes(54_321)
+    ('912 B', '3.8 MB', '54 kB')
+    """
+    if count < 1000:
+        return f"{count:.0f} B"
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e6:.1f} MB"

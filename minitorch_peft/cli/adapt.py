@@ -1,0 +1,142 @@
+"""``minitorch-peft adapt``: one method, one text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minitorch_peft.cli.errors import DATA, USAGE, CommandError
+from minitorch_peft.cli.progress import training_progress
+from minitorch_peft.cli.screen import JsonFlag, ResumeFlag, Screen
+
+if TYPE_CHECKING:
+    from minitorch_peft.analysis.texts import Texts
+    from minitorch_peft.data.tokenizer import Tokenizer
+    from minitorch_peft.models import GPT
+    from minitorch_peft.peft import PeftModel
+
+
+def adapt(
+    method: Annotated[str, typer.Option(help="full, lora, bitfit, partial, ...")] = "lora",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="One of the method's settings: NAME=VALUE.")
+    ] = None,
+    base: Annotated[str, typer.Option(help="Embedded checkpoint, or folder of a model.")] = "tiny",
+    corpus: Annotated[str, typer.Option(help="Translation: wyc (1395), tyn, kjv, ylt, web.")] = "wyc",
+    text: Annotated[
+        Path | None, typer.Option(help="A text file of your own instead; its last tenth is held out.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json. Default: the base's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder. Default: runs/adapt/METHOD-TEXT.")] = None,
+    resume: ResumeFlag = False,
+    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 100,
+    lr: Annotated[float | None, typer.Option(help="Peak rate. Default: the method's in compare.")] = None,
+    schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
+    warmup: Annotated[int, typer.Option(min=0, help="Steps until the peak rate.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 16,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in a row.")] = 128,
+    eval_every: Annotated[int, typer.Option(min=1, help="Steps between looks at held-out text.")] = 25,
+    patience: Annotated[int, typer.Option(min=0, help="Stop after so many looks without a new best; 0: never.")] = 0,
+    eval_rows: Annotated[int, typer.Option(min=1, help="Rows that a look takes.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the adapter's start and the order of the text.")] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Adapt a base model to another English, or to a text of your own, by one method.
+
+    OUT gets the adapter (`adapter_config.json`, `adapter_model.safetensors`) with the weights of the best look,
+    result.json, and run/ with checkpoints and a line of metrics for each step. Killed or stopped with Ctrl-C, it
+    goes on with `--resume` and the same options. `--set target_modules=q_proj,v_proj` gives a list,
+    `--set target_modules=all-linear` every linear layer, anything else with special characters a regex.
+
+    Examples:
+
+        minitorch-peft adapt --method lora --set r=8 --set target_modules=all-linear
+        minitorch-peft adapt --method bitfit --corpus kjv --steps 300 --patience 3
+        minitorch-peft adapt --method partial --set top_layers=2 --text letters.txt --out runs/letters
+        minitorch-peft generate --adapter runs/letters --prompt "Dear"
+    """
+    from minitorch_peft.cli.loading import check_length, load_base, load_tokenizer
+    from minitorch_peft.cli.settings import config_from
+    from minitorch_peft.peft import get_peft_model
+    from minitorch_peft.training import TrainConfig, train
+
+    screen = Screen(json)
+    config = config_from(method, setting or [])
+    model = load_base(base)
+    check_length(length, model)
+    texts = load_texts(corpus, text, load_tokenizer(base, model, tokenizer), batch_size, length)
+    name = f"{method}-{text.stem if text else corpus}"
+    out = out or Path("runs/adapt") / name
+    settings = TrainConfig(
+        steps, lr if lr is not None else usual_rate(method), schedule=schedule, warmup=warmup, seed=seed,
+        eval_every=eval_every, patience=patience, restore_best=True, save_every=eval_every, out=out / "run",
+    )  # fmt: skip
+    before = measure(model, texts, eval_rows)
+    adapted = get_peft_model(model, config, seed=seed)
+    trainable, total = adapted.get_nb_trainable_parameters()
+    screen.note(f"{name}: {trainable:,} of {total:,} parameters train, rate {settings.lr:g}, files in {out}")
+    bits = texts.measured["held_out"].bits_per_byte(1.0)
+    with training_progress(screen, name, steps, bits) as progress:
+        result = train(
+            adapted, texts.batches(seed), settings, lambda: texts.windows("held_out", eval_rows), progress, resume
+        )
+    value = {
+        "adapter": str(out), "base": base, "method": method, "config": config.to_dict(),
+        "trainable_parameters": trainable, "lr": settings.lr, "seed": seed, "steps": result.state.step,
+        "best_step": result.state.best_step, "stopped_early": result.state.stopped_early,
+        "seconds": round(result.state.seconds, 2),
+        "bits_per_byte": {"before": before, "after": measure(adapted, texts, eval_rows)},
+    }  # fmt: skip
+    finish(screen, adapted, value, out)
+
+
+def load_texts(corpus: str, text: Path | None, tokenizer: Tokenizer, batch_size: int, length: int) -> Texts:
+    """What is learned and what is measured: a translation's books, or a file's first and last lines."""
+    from minitorch_peft.analysis.texts import Texts, pack_file, pack_split
+
+    if text is not None:
+        train, held_out = pack_file(text, tokenizer)
+        measured = {"held_out": held_out}
+    else:
+        train = pack_split(corpus, "train", tokenizer)
+        measured = {split: pack_split(corpus, split, tokenizer) for split in ("held_out", "out_of_domain")}
+        measured["modern"] = pack_split("web", "held_out", tokenizer)
+    if len(train) < length:
+        raise CommandError(f"the text has {len(train)} tokens, fewer than a row of --length {length}", DATA)
+    return Texts(train, measured, batch_size, length)
+
+
+def usual_rate(method: str) -> float:
+    """The rate that ``compare`` found for the method."""
+    from minitorch_peft.analysis.contenders import CONTENDERS
+
+    for contender in CONTENDERS:
+        if contender.method == method:
+            return contender.lr
+    raise CommandError(f"--lr is needed: no rate is known for {method!r} (try 0.01)", USAGE)
+
+
+def measure(model: GPT | PeftModel, texts: Texts, eval_rows: int) -> dict[str, float]:
+    return {name: texts.bits_per_byte(model, name, eval_rows) for name in texts.measured}
+
+
+def finish(screen: Screen, adapted: PeftModel, value: dict[str, Any], out: Path) -> None:
+    """Save the adapter and what is known of it; show what was gained and lost."""
+    from rich.table import Table
+
+    from minitorch_peft.formats.files import write_json
+
+    value["format"] = adapted.save_pretrained(out)
+    write_json(out / "result.json", value)
+    table = Table(title="bits per byte, lower is better", title_justify="left")
+    for name in ("text", "before", "after"):
+        table.add_column(name, justify="left" if name == "text" else "right")
+    before, after = value["bits_per_byte"]["before"], value["bits_per_byte"]["after"]
+    for name in before:
+        table.add_row(name.replace("_", " "), f"{before[name]:.3f}", f"{after[name]:.3f}")
+    screen.say(table)
+    early = ", stopped early" if value["stopped_early"] else ""
+    screen.say(f"best look: step {value['best_step']} of {value['steps']}{early} · adapter: {out}")
+    screen.result(value)

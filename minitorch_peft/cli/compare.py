@@ -1,0 +1,129 @@
+"""``minitorch-peft compare``: one base, five methods, three seeds, one table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minitorch_peft.cli.errors import DATA, USAGE, CommandError
+from minitorch_peft.cli.progress import runs_progress
+from minitorch_peft.cli.screen import JsonFlag, Screen
+
+if TYPE_CHECKING:
+    from minitorch_peft.analysis.comparison import Comparison
+    from minitorch_peft.analysis.contenders import Contender
+
+
+def compare(
+    base: Annotated[str, typer.Option(help="Embedded checkpoint, or folder of a model.")] = "tiny",
+    method: Annotated[
+        list[str] | None, typer.Option(help="One of the methods, again for each. Default: all five.")
+    ] = None,
+    lr: Annotated[list[str] | None, typer.Option(help="Another rate: METHOD=RATE.")] = None,
+    corpus: Annotated[str, typer.Option(help="Translation to adapt to.")] = "wyc",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method: seeds 0, 1, ...")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Updates in a run.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 16,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in a row.")] = 128,
+    eval_rows: Annotated[int, typer.Option(min=1, help="Rows that each text is measured on.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder of results, adapters, table and picture.")] = Path("runs/compare"),
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Look for better rates instead (on a training book set aside).")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Adapt modern English to the English of 1395 by five methods, and show what each costs and forgets.
+
+    Every method sees the same batches in the same order; only the seed changes them. Each run is kept in OUT
+    when it ends: a comparison that was stopped goes on where it was when called again. The table ends up in
+    OUT/results.json and the picture in OUT/compare.png; OUT/METHOD/seed-N holds the adapters.
+
+    Examples:
+
+        minitorch-peft compare
+        minitorch-peft compare --seeds 1 --method lora-r4 --method bitfit --steps 200
+        minitorch-peft compare --sweep
+        minitorch-peft generate --adapter runs/compare/lora-r16/seed-0 --prompt "And Jhesus seide"
+    """
+    from minitorch_peft.analysis.comparison import Comparison
+    from minitorch_peft.analysis.contenders import CONTENDERS, contenders_named
+    from minitorch_peft.analysis.experiment import Plan
+    from minitorch_peft.cli.loading import check_length, load_base, load_tokenizer
+
+    require_matplotlib()
+    screen = Screen(json)
+    model = load_base(base)
+    tokenizer = load_tokenizer(base, model)
+    check_length(length, model)
+    contenders = with_rates(contenders_named(method) if method else CONTENDERS, lr or [])
+    plan = Plan(base, corpus, steps, batch_size, length, min(5, steps // 2), eval_rows)
+    if sweep:
+        from minitorch_peft.cli.sweep import show_sweep
+
+        show_sweep(screen, plan, contenders, seeds, tokenizer, out)
+        return
+    comparison = Comparison(plan, contenders, range(seeds), tokenizer, out)
+    run_all(screen, comparison)
+    show(screen, comparison)
+
+
+def require_matplotlib() -> None:
+    """Better now than after all the runs."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise CommandError("the picture needs matplotlib: pip install 'minitorch-peft[data]'", DATA)
+
+
+def with_rates(contenders: tuple[Contender, ...], rates: list[str]) -> tuple[Contender, ...]:
+    """The contenders, with the rates that METHOD=RATE options give."""
+    for text in rates:
+        name, _, value = text.partition("=")
+        try:
+            rate = float(value)
+        except ValueError:
+            raise CommandError(f"--lr {text}: expected METHOD=RATE, such as bitfit=0.01", USAGE) from None
+        if name not in [c.name for c in contenders]:
+            known = ", ".join(c.name for c in contenders)
+            raise CommandError(f"--lr {text}: {name!r} is not compared here; there are: {known}", USAGE)
+        contenders = tuple(replace(c, lr=rate) if c.name == name else c for c in contenders)
+    return contenders
+
+
+def run_all(screen: Screen, comparison: Comparison) -> None:
+    """The runs that are not stored yet, under one progress bar."""
+    pending = comparison.pending()
+    done = len(comparison.contenders) * len(comparison.seeds) - len(pending)
+    if done:
+        screen.note(f"{done} runs are stored in {comparison.out} already")
+    comparison.base_bits()
+    with runs_progress(screen, len(pending), comparison.plan.steps) as start:
+        for contender, seed in pending:
+            comparison.run(contender, seed, start(f"{contender.title}, seed {seed}"))
+
+
+def show(screen: Screen, comparison: Comparison) -> None:
+    """Table, picture and JSON."""
+    from minitorch_peft.analysis.picture import draw
+    from minitorch_peft.analysis.summary import rows
+    from minitorch_peft.cli.tables import comparison_tables
+    from minitorch_peft.formats.files import write_json
+
+    before = comparison.base_bits()
+    table = rows(comparison.contenders, comparison.results())
+    value = {
+        "plan": comparison.plan.to_dict(),
+        "seeds": list(comparison.seeds),
+        "before": before,
+        "methods": [r.to_dict() for r in table],
+    }
+    picture, figures = comparison.out / "compare.png", comparison.out / "results.json"
+    write_json(figures, value)
+    draw(table, before, picture)
+    for part in comparison_tables(comparison, table, before, screen.out.width):
+        screen.say(part)
+    screen.say(f"picture: {picture} · figures: {figures}")
+    screen.result({**value, "picture": str(picture)})

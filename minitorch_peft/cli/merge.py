@@ -1,0 +1,56 @@
+"""``minitorch-peft merge``: an adapter's effect written into the base's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minitorch_peft.cli.errors import USAGE, CommandError
+from minitorch_peft.cli.screen import JsonFlag, Screen
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
+    out: Annotated[Path, typer.Option(help="New folder: config.json, model.safetensors, tokenizer.json.")],
+    base: Annotated[
+        str | None, typer.Option(help="Embedded checkpoint or folder. Default: the adapter's base, else tiny.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json. Default: the base's own.")] = None,
+    layout: Annotated[str | None, typer.Option("--format", help="gpt2 or llama. Default: the one that fits.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Write the adapted model as a plain one, in a folder that transformers loads, with a certificate.
+
+    The certificate says how exact the merge is: the largest rounding of a weight, the largest difference of a
+    logit and the KL divergence between merged and unmerged model on drawn text, and whether unmerging gave the
+    base back bit for bit.
+
+    Examples:
+
+        minitorch-peft merge runs/compare/lora-r16/seed-0 --out runs/merged
+        minitorch-peft generate --base runs/merged --prompt "And Jhesus seide"
+    """
+    from minitorch_peft.cli.loading import load_adapted, load_tokenizer
+    from minitorch_peft.peft import PeftModel
+
+    screen = Screen(json)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CommandError(f"{out} is there already and not empty: choose another --out", USAGE)
+    model, base = load_adapted(base, adapter)
+    assert isinstance(model, PeftModel)
+    tok = load_tokenizer(base, model.base_model, tokenizer)
+    certificate = model.merge_adapter()
+    plain = model.merge_and_unload()
+    plain.save_pretrained(out, layout)
+    tok.save_pretrained(out)
+    c = certificate
+    screen.say(f"merged {adapter} into {base}: {c.layers} parameters changed, written to {out}")
+    screen.say(f"  largest rounding of a weight     {c.weight_difference:.2g}")
+    screen.say(f"  largest difference of a logit    {c.logit_difference:.2g}")
+    screen.say(f"  KL divergence, nats a token      {c.kl_divergence:.2g}")
+    screen.say(f"  unmerging restores the base      {'bit for bit' if c.restores_base else 'NOT exactly'}")
+    if c.untied:
+        screen.say("  the head was tied to the embedding; it has weights of its own now")
+    screen.result({"model": str(out), "base": base, "adapter": str(adapter), "certificate": c.to_dict()})

@@ -1,0 +1,77 @@
+"""The table of a comparison: one where the terminal is wide enough, else costs and effects in two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minitorch_peft.analysis.comparison import Comparison
+    from minitorch_peft.analysis.summary import Row
+
+WIDE = 118  # characters that the whole table needs
+
+NOTE = (
+    "[dim]Bits per byte, lower is better, as mean ± standard deviation over seeds; before adapting: the first "
+    "row. Forgotten: what was lost on modern English. Peak memory: all arrays alive at the worst moment of a "
+    "training step (weights, gradients, optimizer state, activations).[/dim]"
+)
+
+
+def comparison_tables(
+    comparison: Comparison, rows: Sequence[Row], before: dict[str, float], width: int
+) -> Iterator[Any]:
+    """What is to be printed, in order."""
+    plan = comparison.plan
+    title = (
+        f"{plan.base} adapted to {plan.translation}: {plan.steps} steps of {plan.batch_size} x {plan.length} "
+        f"tokens, {len(comparison.seeds)} seeds"
+    )
+    costs, effects = cost_columns(rows), effect_columns(rows, before)
+    if width >= WIDE:
+        yield table(title, rows, {**costs, **effects})
+    else:
+        yield table(f"{title}. Costs", rows, costs)
+        yield table("Learned and forgotten", rows, effects)
+    yield NOTE
+
+
+def cost_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Heading to cells, the untouched base first."""
+    from minitorch_peft.analysis.summary import human_bytes
+
+    cells: dict[str, Callable[[Row], str]] = {
+        "trainable": lambda r: f"{r.trainable:,}",
+        "%": lambda r: f"{r.percent:.3g}",
+        "stored\nper task": lambda r: human_bytes(r.stored_bytes),
+        "peak\nmemory": lambda r: human_bytes(r.peak_bytes.mean),
+        "ms\na step": lambda r: r.seconds_per_step.text(0, 1e3),
+    }
+    return {heading: ["", *map(cell, rows)] for heading, cell in cells.items()}
+
+
+def effect_columns(rows: Sequence[Row], before: dict[str, float]) -> dict[str, list[str]]:
+    columns = {
+        heading: [f"{before[name]:.2f}", *(r.bits[name].text(2) for r in rows)]
+        for heading, name in (
+            ("held-out\nbooks", "held_out"),
+            ("books of\nanother kind", "out_of_domain"),
+            ("modern\nEnglish", "modern"),
+        )
+    }
+    columns["for-\ngotten"] = ["", *(f"{r.bits['modern'].mean - before['modern']:+.2f}" for r in rows)]
+    return columns
+
+
+def table(title: str, rows: Sequence[Row], columns: dict[str, list[str]]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    made.add_column("method", no_wrap=True)
+    for heading in columns:
+        made.add_column(heading, justify="right", no_wrap=True)
+    names = ["untouched", *(r.contender.title for r in rows)]
+    for name, *cells in zip(names, *columns.values(), strict=True):
+        made.add_row(name, *cells, end_section=name == "untouched")
+    return made
