@@ -99,8 +99,7 @@ def check(problem: Problem, seed: int, tolerance: Tolerance) -> Failure | None:
         if estimate.verdict == "agree":
             return None
     alone = (_check_input(problem, u, gradients, i, directions, tolerance) for i in range(len(gradients)))
-    found = next((failure for failure in alone if failure is not None), None)
-    return found or Failure("unsettled", 0, u, gradients[0])
+    return next((failure for failure in alone if failure is not None), None)
 
 
 def _check_input(
@@ -151,29 +150,42 @@ def compare(
     last = Estimate("unsettled", np.nan, np.nan, np.nan)
     for level in (*range(FINER), *range(-1, -COARSER - 1, -1)):  # coarser steps are for noisy functions
         step = tol.eps / SHRINK**level
-        (near, claimed, f), (far, claimed_far, _) = (
-            _difference(problem, u, gradients, directions, h) for h in (step, 2 * step)
-        )
-        numeric, analytic = (4 * near - far) / 3, (4 * claimed - claimed_far) / 3
-        scale = max(size, abs(numeric))
-        allowed = tol.rtol * scale + tol.atol + ROUNDINGS * EPSILON * (f + reach) / step
-        gap = abs(far - near) / 3  # the error of D(h)
-        bounds.append(abs(numeric - analytic) + gap)
-        truncation = min(gap, 10 * gap * gap / scale) if scale else gap
-        if not np.isfinite(numeric) or truncation > allowed:
+        near, far = (_difference(problem, u, gradients, directions, h) for h in (step, 2 * step))
+        estimate, bound = _extrapolated(near, far, size, reach, step, tol)
+        bounds.append(bound)
+        if estimate.verdict == "unsettled":
             continue
-        last = Estimate("agree", analytic, numeric - analytic, allowed)
+        last = estimate
         # a residual that was too large before is not excused by the larger rounding of a smaller step
         persists = bool(failed) and _same_residual([failed[-1], last])
-        if abs(last.residual) <= allowed + truncation and not persists:
+        if last.verdict == "agree" and not persists:
             return last
         failed.append(last)
         if len(failed) >= CONSISTENT and _same_residual(failed[-CONSISTENT:]):
             break
-    if _vanishes(bounds[: CONSISTENT + 2]):
-        return Estimate("agree", last.analytic, 0.0, last.tolerance)
     wrong = len(failed) > 1 and _same_residual(failed[-CONSISTENT:])
-    return Estimate("disagree" if wrong else "unsettled", last.analytic, last.residual, last.tolerance)
+    verdict: Verdict = "agree" if _vanishes(bounds[: CONSISTENT + 2]) else "disagree" if wrong else "unsettled"
+    return Estimate(verdict, last.analytic, last.residual, last.tolerance)
+
+
+def _extrapolated(
+    near: tuple[float, float, float],
+    far: tuple[float, float, float],
+    size: float,
+    reach: float,
+    step: float,
+    tol: Tolerance,
+) -> tuple[Estimate, float]:
+    """R, from the differences with ``step`` and twice that, against the claim; and a bound of the residual."""
+    numeric, analytic = (4 * near[0] - far[0]) / 3, (4 * near[1] - far[1]) / 3
+    residual = numeric - analytic
+    scale = max(size, abs(numeric))
+    allowed = tol.rtol * scale + tol.atol + ROUNDINGS * EPSILON * (near[2] + reach) / step
+    gap = abs(far[0] - near[0]) / 3  # the error of D(h)
+    truncation = min(gap, 10 * gap * gap / scale) if scale else gap
+    settled = bool(np.isfinite(numeric)) and truncation <= allowed
+    verdict: Verdict = "unsettled" if not settled else "agree" if abs(residual) <= allowed + truncation else "disagree"
+    return Estimate(verdict, analytic, residual, allowed), abs(residual) + gap
 
 
 def _vanishes(bounds: list[float]) -> bool:

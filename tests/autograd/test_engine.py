@@ -224,10 +224,13 @@ def test_a_gradient_that_is_a_view_or_a_saved_array_is_copied():
 
 
 def test_a_gradient_that_goes_through_a_deeper_operation_does_not_alias_either():
-    a, b = leaf([1.0]), leaf([2.0])
+    a, b, c = leaf([1.0]), leaf([2.0]), leaf([3.0])
     Plus.apply(Plus.apply(a, b), a).backward()
     assert not overlap(a.grad, b.grad)
     np.testing.assert_array_equal(a.grad, [2])
+    a.grad = b.grad = None
+    Plus.apply(a, Plus.apply(b, c)).backward()
+    assert not overlap(a.grad, b.grad, c.grad)
 
 
 # -- no_grad and frozen inputs -----------------------------------------------------------------------------------
