@@ -104,6 +104,13 @@ def test_a_norm_that_is_not_finite_is_an_error_if_asked_for(bad):
         assert not math.isfinite(clip_grad_norm_(params, 1.0))
 
 
+def test_a_tiny_gradient_is_scaled_as_torch_scales_it():
+    p = Parameter(np.zeros(2))
+    p.grad = np.array([3e-6, 4e-6])
+    clip_grad_norm_([p], max_norm=1e-6)
+    np.testing.assert_allclose(p.grad, [0.5e-6, 4e-6 / 6])
+
+
 def test_float32_gradients_too_large_to_square_are_measured():
     assert get_total_norm([np.full(4, 1e30, np.float32)]) == pytest.approx(2e30)
 
