@@ -67,17 +67,17 @@ class Adapter:
         """The base's."""
         return next(p.dtype for _, p in base_parameters(self.model))
 
-    def new_parameter(self, path: str, name: str, shape: tuple[int, ...], start: init.Init) -> Parameter:
+    def new_parameter(self, name: str, shape: tuple[int, ...], start: init.Init) -> Parameter:
         """A parameter of this adapter, already at its start, which depends on the seed and on its name only."""
         parameter = Parameter.empty(shape, start, owner=self.name, dtype=self.dtype)
-        init.fill(parameter, self.seed, f"{path}.{name}")
+        init.fill(parameter, self.seed, name)
         return parameter
 
-    def new_module(self, path: str, name: str, module: M) -> M:
+    def new_module(self, name: str, module: M) -> M:
         """``module``, its parameters made this adapter's and put at their start in the same way."""
         for n, parameter in module.named_parameters():
             parameter.owner, parameter.data = self.name, parameter.data.astype(self.dtype)
-            init.fill(parameter, self.seed, f"{path}.{name}.{n}")
+            init.fill(parameter, self.seed, f"{name}.{n}")
         return module
 
     # -- state -----------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class PeftModel(TrainingHooks, Module):
         self._refuse_if_merged("add an adapter")
 
     def _known(self, names: Sequence[str]) -> None:
-        if unknown := [n for n in names if n not in self.adapters]:
+        if unknown := [n for n in dict.fromkeys(names) if n not in self.adapters]:
             raise ValueError(f"no adapter named {', '.join(unknown)}; there are: {', '.join(self.adapters) or 'none'}")
 
     def _refuse_if_merged(self, what: str) -> None:
@@ -204,7 +204,7 @@ class PeftModel(TrainingHooks, Module):
     def _checked_rows(self, names: Sequence[str], batch: int) -> tuple[str, ...]:
         if len(names) != batch:
             raise ValueError(f"adapter_names has {len(names)} names for {batch} rows")
-        self._known([n for n in dict.fromkeys(names) if n != BASE])
+        self._known([n for n in names if n != BASE])
         self._refuse_if_merged("run rows under different adapters")
         standing_in = {name for name in self.active_adapters if self.adapters[name].selected}
         involved = sorted({n for n in names if n != BASE} | standing_in)

@@ -62,10 +62,13 @@ def select(pattern: Pattern, candidates: Iterable[str], what: str = "module") ->
 def nearest(entry: str, candidates: Iterable[str]) -> str:
     """The names that the writer of ``entry`` may have meant, the likeliest first; or what there is."""
     paths = [c.split(".") for c in candidates]
-    names = sorted({".".join(path[i:]) for path in paths for i in range(len(path))}, key=len)
-    close = difflib.get_close_matches(entry, names, n=3, cutoff=0.5)
+    last = entry.split(".")[-1]
+    close = [".".join(path[-2:]) for path in paths if path[-1] == last]  # the right name, in another place
+    if not close:
+        suffixes = {".".join(path[i:]) for path in paths for i in range(len(path)) if not path[i].isdigit()}
+        close = difflib.get_close_matches(entry, sorted(suffixes, key=len), n=3, cutoff=0.5)
     if close:
-        return f"nearest: {', '.join(close)}"
+        return f"nearest: {', '.join(list(dict.fromkeys(close))[:3])}"
     return f"there are: {', '.join(dict.fromkeys(path[-1] for path in paths)) or 'none'}"
 
 

@@ -65,8 +65,8 @@ class LoraLayer(Reparam):
         base, r = self.base, config.rank(path)
         # an embedding's A is looked up, not multiplied by; as in peft it starts at zero and B is normal
         A, B = (init.zeros, init.normal(1.0)) if base.takes_ids else (init.kaiming_uniform(), init.zeros)
-        self.lora_A = adapter.new_parameter(path, "lora_A", (r, base.in_features), A)
-        self.lora_B = adapter.new_parameter(path, "lora_B", (base.out_features, r), B)
+        self.lora_A = adapter.new_parameter(f"{path}.lora_A", (r, base.in_features), A)
+        self.lora_B = adapter.new_parameter(f"{path}.lora_B", (base.out_features, r), B)
         self.dropout = Dropout(config.lora_dropout, f"{adapter.name}.{path}")
         self.scaling = config.scaling(path)
 

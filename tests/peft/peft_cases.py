@@ -1,0 +1,79 @@
+"""Small models, batches and a training loop for the tests of this folder."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minitorch_peft.autograd.tensor import no_grad
+from minitorch_peft.models import GPT, GPTConfig
+from minitorch_peft.nn import ForwardContext
+from minitorch_peft.optim import AdamW
+from minitorch_peft.peft.inject import base_parameters
+
+SIZES = {"vocab_size": 29, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4}
+CONFIGS = {
+    "gpt2": GPTConfig(**SIZES),
+    "llama": GPTConfig.llama(**SIZES, num_key_value_heads=2, n_inner=40),
+}
+IDS = np.random.default_rng(1).integers(0, SIZES["vocab_size"], (3, 8))
+MASK = np.arange(8) >= np.array([0, 3, 6])[:, None]  # rows padded on the left
+TIGHT = {"rtol": 1e-5, "atol": 2e-5}
+
+
+def gpt(family: str, dtype=np.float32) -> GPT:
+    """Weights far from zero, so that every path through the model matters to its output; dropout off."""
+    model = GPT(CONFIGS[family])
+    stir(dict(model.named_parameters()), seed=5, scale=0.2)
+    return model.astype(dtype).eval()
+
+
+def stir(parameters, seed=7, scale=0.1):
+    """Move every parameter by random numbers that depend on its name alone."""
+    for name, p in parameters.items():
+        rng = np.random.default_rng([seed, *name.encode()])
+        p.data[...] += scale * rng.standard_normal(p.shape)
+
+
+def stirred(peft_model, name="default", scale=0.1):
+    """The model, with an adapter that matters."""
+    stir(peft_model.adapters[name].named_parameters(), scale=scale)
+    return peft_model
+
+
+def logits(model, ids=IDS, **options):
+    with no_grad():
+        return model(ids, **options).logits.data
+
+
+def loss(model, ids=IDS, **options):
+    with no_grad():
+        return model(ids, labels=ids, **options).loss.item()
+
+
+def snapshot(model):
+    """Path to (shape, dtype, bytes) of every parameter that stands in a base."""
+    return {path: (p.shape, p.dtype, p.data.tobytes()) for path, p in base_parameters(model)}
+
+
+def originals(peft_model):
+    """The same of the base's own parameters, those that a copy stands in for included."""
+    own = ((name, p) for name, p in peft_model.named_parameters() if p.owner == "base")
+    return {path: (p.shape, p.dtype, p.data.tobytes()) for path, p in own}
+
+
+def optimizer_of(model, lr=1e-2):
+    return AdamW({n: p for n, p in model.named_parameters() if p.requires_grad}, lr=lr, weight_decay=0.01)
+
+
+def train(model, optimizer, steps, ids=IDS):
+    """Steps (a range) of AdamW on ``ids``, calling the hooks as the trainer does."""
+    model.train()
+    for step in steps:
+        out = model(ids, labels=ids, context=ForwardContext(seed=0, step=step))
+        penalty = model.penalty()
+        (out.loss if penalty is None else out.loss + penalty).backward()
+        model.after_backward(step, 10)
+        optimizer.step()
+        model.after_step(step)
+        optimizer.zero_grad()
+    model.eval()

@@ -1,0 +1,150 @@
+"""Toy methods of the shapes that no registered method has yet, so that the core and the laws are proven for them.
+
+A bottleneck around sub-modules (Around), a prompt of k vectors around ``embed`` (Tokens), and a prefix of k keys and
+values for each layer (a part beside the base).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import minitorch_peft.functional as F
+from minitorch_peft.nn import Linear, Module, Parameter, init
+from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.inject import base_modules, inject
+from minitorch_peft.peft.patterns import Pattern, select
+from minitorch_peft.peft.registry import METHODS, Method, register
+from minitorch_peft.peft.shapes import Around, Tokens
+
+
+@dataclass
+class BottleneckConfig(PeftConfig):
+    peft_type: ClassVar[str] = "TOY_BOTTLENECK"
+
+    target_modules: Pattern = ("attn", "mlp")
+    width: int = 3
+
+
+class BottleneckLayer(Around):
+    """y + up(gelu(down(y))) for the output y of what it stands around."""
+
+    def __init__(self, base_layer, path, adapter, config):
+        super().__init__(base_layer, path, adapter)
+        C = adapter.model.config.n_embd
+        self.down = adapter.new_module(f"{path}.down", Linear(C, config.width))
+        self.up = adapter.new_module(f"{path}.up", Linear(config.width, C, weight_init=init.zeros))
+
+    def after(self, y, x, context):
+        return y + self.up(F.gelu(self.down(y)))
+
+
+class Bottleneck(Adapter):
+    def attach(self, config):
+        paths = bottleneck_targets(self.model, config)
+        self.wrappers = inject(self.model, paths, lambda base, path: BottleneckLayer(base, path, self, config))
+
+
+def bottleneck_targets(model, config):
+    return select(config.target_modules, [path for path, _ in base_modules(model)])
+
+
+def bottleneck_count(model, config):
+    C, w = model.config.n_embd, config.width
+    return len(bottleneck_targets(model, config)) * (2 * C * w + w + C)
+
+
+@dataclass
+class PromptConfig(PeftConfig):
+    peft_type: ClassVar[str] = "TOY_PROMPT"
+
+    num_virtual_tokens: int = 3
+
+
+class PromptLayer(Tokens):
+    def __init__(self, base_layer, path, adapter, config):
+        super().__init__(base_layer, path, adapter)
+        shape = (config.num_virtual_tokens, adapter.model.config.n_embd)
+        self.vectors = adapter.new_parameter(f"{path}.vectors", shape, init.normal(1.0))
+
+    def prompt(self):
+        return self.vectors
+
+
+class Prompt(Adapter):
+    def attach(self, config):
+        self.prompt_length = config.num_virtual_tokens
+        self.wrappers = inject(self.model, ["embed"], lambda base, path: PromptLayer(base, path, self, config))
+
+
+@dataclass
+class PrefixConfig(PeftConfig):
+    peft_type: ClassVar[str] = "TOY_PREFIX"
+
+    num_virtual_tokens: int = 2
+
+
+class PrefixTable(Module):
+    """Keys and values (layers, kv_heads, k, head_dim)."""
+
+    def __init__(self, model, k):
+        c = model.config
+        shape = (c.n_layer, c.kv_heads, k, c.head_dim)
+        self.keys = Parameter.empty(shape, init.normal(1.0))
+        self.values = Parameter.empty(shape, init.normal(1.0))
+
+
+class Prefix(Adapter):
+    def attach(self, config):
+        table = PrefixTable(self.model, config.num_virtual_tokens)
+        self.parts = {"prefix_encoder": self.new_module("prefix_encoder", table)}
+
+    def prefix(self, batch):
+        table = self.parts["prefix_encoder"]
+        layers = range(self.model.config.n_layer)
+        return [(rows(table.keys[i], batch), rows(table.values[i], batch)) for i in layers]
+
+
+def rows(t, batch):
+    return t.expand(batch, *t.shape)
+
+
+def prefix_count(model, config):
+    c = model.config
+    return 2 * c.n_layer * c.kv_heads * c.head_dim * config.num_virtual_tokens
+
+
+TOYS = (
+    Method(
+        name="toy_bottleneck", config=BottleneckConfig, adapter=Bottleneck, shape="around", folder="function",
+        start="bitwise", count=bottleneck_count, mergeable=False, rowwise=True,
+        stackable_with=("reparam", "around", "tokens", "select"), summary="a toy",
+        examples=(
+            BottleneckConfig(), BottleneckConfig(["blocks"]), BottleneckConfig(["blocks.1", "embed"], width=2)
+        ),
+    ),
+    Method(
+        name="toy_prompt", config=PromptConfig, adapter=Prompt, shape="tokens", folder="input", start="none",
+        count=lambda model, config: config.num_virtual_tokens * model.config.n_embd, mergeable=False, rowwise=False,
+        stackable_with=("reparam", "around", "tokens", "select"), summary="a toy", examples=(PromptConfig(),),
+    ),
+    Method(
+        name="toy_prefix", config=PrefixConfig, adapter=Prefix, shape="tokens", folder="input", start="none",
+        count=prefix_count, mergeable=False, rowwise=False,
+        stackable_with=("reparam", "around", "tokens", "select"), summary="a toy", examples=(PrefixConfig(),),
+    ),
+)  # fmt: skip
+
+
+@contextmanager
+def registered():
+    """Inside, the toys are in the table of methods."""
+    for toy in TOYS:
+        register(toy)
+    try:
+        yield
+    finally:
+        for toy in TOYS:
+            del METHODS[toy.name]
