@@ -68,7 +68,7 @@ def generate(
         else:
             chosen = logits.argmax(axis=-1)
         chosen = np.where(done, pad_token_id, chosen).astype(ids.dtype)
-        mask = np.concatenate([mask, ~done[:, None]], axis=1)
+        mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=True)
         done |= np.isin(chosen, stop)
         new = chosen[:, None]
         ids = np.concatenate([ids, new], axis=1)

@@ -228,9 +228,7 @@ class GPT(Module):
         prepare(context, self.config, vectors, cache, attention_mask, position_ids)
         return self.ln_f(self.blocks(self.embed(vectors, context), context), context)
 
-    def predict(
-        self, h: Tensor, T: int, labels: Any, context: ForwardContext
-    ) -> tuple[Tensor, Tensor | None, int]:
+    def predict(self, h: Tensor, T: int, labels: Any, context: ForwardContext) -> tuple[Tensor, Tensor | None, int]:
         """Logits of the last T positions, the mean cross-entropy of the labels but -100, and their number."""
         if labels is None:
             return self.lm_head(h if h.shape[1] == T else h[:, -T:], context), None, 0

@@ -93,9 +93,7 @@ def positions(
     return np.maximum(counted + offset - past, 0)
 
 
-def rotation(
-    position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def rotation(position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin (B or 1, T, D/2) of position · theta^(-2i/D) (Su et al. 2021, eq. 34)."""
     frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     angle = position_ids[:, :, None] * frequency

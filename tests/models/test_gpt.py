@@ -181,13 +181,14 @@ def test_use_cache_makes_one(model, ids):
     assert model(ids, use_cache=True).past_key_values.length == 7
 
 
-def test_dropping_keys_keeps_the_positions(model, ids):
+@pytest.mark.parametrize("given", [None, np.ones((3, 2), bool), np.ones((3, 4), bool)], ids=["none", "new", "all"])
+def test_dropping_keys_keeps_the_positions(model, ids, given):
     """What follows dropped keys equals the whole text with those keys masked, at the same positions."""
     cache = Cache()
     model(ids[:, :5], past_key_values=cache)
     cache.select([0, 3])
     assert (cache.length, cache.next_position) == (2, 5)
-    rest = logits(model, ids[:, 5:], past_key_values=cache)
+    rest = logits(model, ids[:, 5:], past_key_values=cache, attention_mask=given)
     mask = np.tril(np.ones((7, 7), bool))[None, None].repeat(3, axis=0)
     mask[:, :, 5:, [1, 2, 4]] = False
     expected = logits(model, ids, attention_mask=mask, position_ids=np.arange(7)[None])
