@@ -223,6 +223,18 @@ def test_a_gradient_that_is_a_view_or_a_saved_array_is_copied():
     assert not overlap(x.grad, x.data)
 
 
+def test_one_new_array_for_two_inputs_is_copied_for_one_of_them():
+    class Shared(Plus):
+        @staticmethod
+        def backward(ctx, g):
+            both = g + 0.0
+            return both, both
+
+    a, b = leaf([1.0]), leaf([2.0])
+    Shared.apply(a, b).backward()
+    assert not overlap(a.grad, b.grad)
+
+
 def test_a_gradient_that_goes_through_a_deeper_operation_does_not_alias_either():
     a, b, c = leaf([1.0]), leaf([2.0]), leaf([3.0])
     Plus.apply(Plus.apply(a, b), a).backward()
@@ -271,10 +283,18 @@ def test_the_graph_does_not_hold_what_needs_no_gradient():
 
 
 def test_nothing_is_saved_where_nothing_needs_a_gradient():
-    x = mp.tensor(np.ones(3))
-    y = Power.apply(x)
+    contexts = []
+
+    class Look(Power):
+        @staticmethod
+        def forward(ctx, x):
+            contexts.append(ctx)
+            return Power.forward(ctx, x)
+
+    y = Look.apply(mp.tensor(np.ones(3)))
     assert y.grad_fn is None
     assert not y.requires_grad
+    assert contexts[0].saved == ()
 
 
 def test_a_gradient_for_an_input_that_needs_none_is_dropped():

@@ -251,6 +251,14 @@ def test_infinite_scores_inside_are_fine():
     error = failure(lambda x: Cube.apply(F.softmax(F.masked_fill(x, mask, -np.inf), -1)), (drawn(3, 3),))
     assert (error.operation, error.cause) == ("Cube", "factor")
 
+    class Doubled(rules.MaskedFill):
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * rules.MaskedFill.backward(ctx, g)
+
+    error = failure(lambda x: F.softmax(Doubled.apply(x, mask=mask, value=-np.inf), -1), (drawn(3, 3),))
+    assert (error.operation, error.cause) == ("Doubled", "factor")
+
 
 @pytest.mark.parametrize(
     ("fn", "x", "element"),
@@ -286,6 +294,10 @@ def test_a_wrong_rule_beside_a_kink_is_blamed():
     error = failure(Half.apply, (leaf([0.0, 1.0, 2.0, -1.0]),))
     assert (error.operation, error.cause) == ("Half", "factor")
     assert error.element in ((1,), (2,))
+
+
+def test_noise_from_a_cancellation_is_met_with_larger_steps():
+    assert mp.gradcheck(lambda x: (F.sin(x) + 1e6) - 1e6, (drawn(4),))
 
 
 def test_a_jump_is_no_derivative():
