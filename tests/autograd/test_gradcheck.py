@@ -368,7 +368,7 @@ def test_the_input_of_the_operation_is_named():
 
 def test_the_first_wrong_operation_is_named_and_operations_off_the_path_are_not():
     def fn(x):
-        scaled(3.0).apply(x)  # wrong, but its result is dropped
+        rules.PlainSoftmax.apply(Cube.apply(x), dim=0)  # wrong, but its result is dropped
         return Cube.apply(scaled(2.0).apply(x))
 
     error = failure(fn, (drawn(3),))
@@ -422,6 +422,14 @@ def test_a_generator_among_the_constants_does_not_confuse_the_search():
 
     error = failure(lambda x: Cube.apply(Shake.apply(x, rng=np.random.default_rng(0))), (drawn(4),))
     assert error.operation == "Cube"
+
+    class Wrong(Shake):
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g * ctx.saved[0]
+
+    error = failure(lambda x: Wrong.apply(F.exp(x), rng=np.random.default_rng(0)), (drawn(4),))
+    assert (error.operation, error.cause) == ("Wrong", "factor")
 
 
 def test_a_mutation_of_what_another_operation_saved_is_named():
