@@ -43,7 +43,7 @@ def install() -> None:
         "__le__": _operator(F.le), "__gt__": _operator(F.gt), "__ge__": _operator(F.ge),
         "__and__": _operator(_of_bools(F.logical_and)), "__or__": _operator(_of_bools(F.logical_or)),
         "__invert__": _of_bools(F.logical_not), "__neg__": F.neg, "__abs__": F.abs, "__getitem__": F.getitem,
-        "repeat": F.tile, "T": property(F.t, doc="The transpose of a matrix (rows, columns)."), "mT": property(_swapped),
+        "repeat": F.tile, "mT": property(_swapped), "T": property(F.t, doc="The transpose of a matrix."),
     }  # fmt: skip
     methods |= {name: _cast(dtype) for name, dtype in CASTS.items()}
     for name, method in methods.items():
