@@ -60,6 +60,13 @@ def test_the_kernels_are_found_from_any_folder(folder):
     ]
 
 
+def test_the_kernels_have_one_name():
+    """Imported from the clone's folder as ``kernels``, they would leave cached code that nothing else can load."""
+    program = [sys.executable, "-c", "import kernels"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "the package minitorch_peft.kernels; it was imported as 'kernels'" in done.stderr
+
+
 def test_no_test_sees_the_folder_as_a_package_called_kernels():
     found = importlib.util.find_spec("kernels")
     assert found is None or ROOT not in Path(found.origin or "").parents
