@@ -40,10 +40,12 @@ IDS = _array(types.int64, 1, readonly=True)
 OUT1_F64 = _array(types.float64, 1)
 INT, REAL, FLAG = types.int64, types.float64, types.boolean
 
-inner = numba.njit(fastmath=FAST, error_model="numpy")
+_HELPER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by kernels only
+
+inner = numba.njit(fastmath=FAST, **_HELPER)
 """Compile a helper that kernels call: a loop over one row, or the part of the work that one thread does."""
 
-exact = numba.njit(fastmath={"contract"}, error_model="numpy", forceinline=True)
+exact = numba.njit(fastmath={"contract"}, forceinline=True, **_HELPER)
 """A formula of one element whose order of operations keeps it accurate; always inlined, so that loops vectorise."""
 
 NO_VECTOR = np.zeros(0, np.float32)

@@ -56,12 +56,12 @@ def row_max(row):
 
 
 @inner
-def exp_shifted(row, shift):
-    """row[j] = exp(row[j] - shift), in place; return the sum."""
+def exp_shifted(row, shift, out):
+    """out[j] = exp(row[j] - shift), where out may be row; return the sum."""
     total = _ZERO
     for j in range(row.size):
         e = exp32(row[j] - shift)
-        row[j] = e
+        out[j] = e
         total += e
     return total
 
@@ -70,6 +70,12 @@ def exp_shifted(row, shift):
 def scale(row, factor):
     for j in range(row.size):
         row[j] *= factor
+
+
+@inner
+def copy(row, out):
+    for j in range(row.size):
+        out[j] = row[j]
 
 
 @inner

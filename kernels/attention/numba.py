@@ -70,7 +70,7 @@ def _softmax_row(row, seen):
     if top == _MINUS_INF:
         row[:] = 0
         return f32(0), _MINUS_INF
-    total = exp_shifted(row[:seen], top)
+    total = exp_shifted(row[:seen], top, row[:seen])
     return f32(1) / total, top + f32(math.log(total))
 
 

@@ -8,13 +8,13 @@ from numba import prange
 from ..checks import ids_within
 from ..jit import IDS, IN2, OUT2, inner, kernel, parts, span
 from ..layout import rows_of
-from ..math32 import add
+from ..math32 import add, copy
 
 
 @inner
 def _gather(weight, ids, out):
     for i in range(ids.size):
-        out[i] = weight[ids[i]]
+        copy(weight[ids[i]], out[i])
 
 
 @kernel(IN2, IDS, OUT2)

@@ -15,8 +15,7 @@ f32 = np.float32
 @inner
 def _softmax(x, y):
     for i in range(len(x)):
-        y[i] = x[i]
-        total = exp_shifted(y[i], row_max(y[i]))
+        total = exp_shifted(x[i], row_max(x[i]), y[i])
         scale(y[i], f32(1) / total)
 
 
