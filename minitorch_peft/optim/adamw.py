@@ -44,9 +44,7 @@ class AdamW(Optimizer):
         if not group["eps"] >= 0:
             raise ValueError(f"eps must be at least 0, got {group['eps']}")
 
-    def update(
-        self, p: np.ndarray, g: np.ndarray, state: dict[str, Any], lr: float, group: Mapping[str, Any]
-    ) -> None:
+    def update(self, p: np.ndarray, g: np.ndarray, state: dict[str, Any], lr: float, group: Mapping[str, Any]) -> None:
         step_kernel = kernels.get("adamw_step", p.dtype)
         step_kernel(
             p, g, state["exp_avg"], state["exp_avg_sq"],

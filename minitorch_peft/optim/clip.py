@@ -11,9 +11,7 @@ from minitorch_peft import kernels
 from minitorch_peft.autograd.tensor import Tensor
 
 
-def get_total_norm(
-    tensors: Iterable[np.ndarray], norm_type: float = 2.0, error_if_nonfinite: bool = False
-) -> float:
+def get_total_norm(tensors: Iterable[np.ndarray], norm_type: float = 2.0, error_if_nonfinite: bool = False) -> float:
     """The p-norm of all elements of all ``tensors`` (arrays of any shape, such as gradients); 0.0 of none.
 
     >>> get_total_norm([np.array([3.0]), np.array([[4.0]])])

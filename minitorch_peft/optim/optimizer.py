@@ -39,9 +39,7 @@ class Optimizer:
         """Add a dict with ``"params"`` and any of the options (``lr``, ``weight_decay``, ...)."""
         unknown = sorted(group.keys() - self.defaults.keys() - {"params"})
         if "params" not in group or unknown:
-            raise ValueError(
-                f"a parameter group has 'params' and any of {sorted(self.defaults)}; got {sorted(group)}"
-            )
+            raise ValueError(f"a parameter group has 'params' and any of {sorted(self.defaults)}; got {sorted(group)}")
         params = named(group["params"], first=len(self.named_parameters()))
         for held in self.param_groups:
             objects = {id(p) for p in held["params"].values()}
@@ -70,9 +68,7 @@ class Optimizer:
                     self.update(p.data, p.grad, self._state_of(name, p), lr, group)
                     p.version.count += 1
 
-    def update(
-        self, p: np.ndarray, g: np.ndarray, state: dict[str, Any], lr: float, group: Mapping[str, Any]
-    ) -> None:
+    def update(self, p: np.ndarray, g: np.ndarray, state: dict[str, Any], lr: float, group: Mapping[str, Any]) -> None:
         """Change ``p`` in place; ``state`` holds the slots and "step", this update's number from 1."""
         raise NotImplementedError(f"{type(self).__name__} defines update(p, g, state, lr, group)")
 

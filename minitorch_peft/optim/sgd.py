@@ -43,13 +43,9 @@ class SGD(Optimizer):
         if not group["momentum"] >= 0:
             raise ValueError(f"momentum must be at least 0, got {group['momentum']}")
         if group["momentum"] and not self.slots:
-            raise ValueError(
-                "a group with momentum needs an optimizer with momentum, which decides what is kept"
-            )
+            raise ValueError("a group with momentum needs an optimizer with momentum, which decides what is kept")
 
-    def update(
-        self, p: np.ndarray, g: np.ndarray, state: dict[str, Any], lr: float, group: Mapping[str, Any]
-    ) -> None:
+    def update(self, p: np.ndarray, g: np.ndarray, state: dict[str, Any], lr: float, group: Mapping[str, Any]) -> None:
         if group["weight_decay"]:
             g = g + group["weight_decay"] * p
         if group["momentum"]:

@@ -35,9 +35,7 @@ class StepLoss:
         return self.penalty_sum / self.tokens
 
 
-def accumulate(
-    model: Any, batch: BatchSource, micro_steps: range, parameters: Iterable[Tensor], seed: int
-) -> StepLoss:
+def accumulate(model: Any, batch: BatchSource, micro_steps: range, parameters: Iterable[Tensor], seed: int) -> StepLoss:
     """Leave in ``.grad`` of ``parameters`` the gradient of the mean loss over *all* labels of all batches.
 
     A batch's loss is a mean over its own n_i labels, so its gradient has the weight n_i / Σ n: each
@@ -53,9 +51,7 @@ def accumulate(
         context = ForwardContext(seed=seed, step=micro_step)
         backward(model, batch(micro_step), context, len(micro_steps) > 1, total)
     if not total.tokens:
-        raise TrainingError(
-            "no label in any batch of the step: all are -100. Is the prompt longer than the rows are?"
-        )
+        raise TrainingError("no label in any batch of the step: all are -100. Is the prompt longer than the rows are?")
     if len(micro_steps) > 1:
         for p in parameters:
             if p.grad is not None:

@@ -120,9 +120,7 @@ class CheckpointFolder:
         if not saved:
             return f"There is no checkpoint in {self.path} yet."
         step = int(saved[-1].name[5:13])
-        return (
-            f"The last good checkpoint, after step {step}, is kept: {saved[-1]} (resume=True continues it)."
-        )
+        return f"The last good checkpoint, after step {step}, is kept: {saved[-1]} (resume=True continues it)."
 
     def load_newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none at all.

@@ -76,9 +76,7 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
         return [
             line
             for key in keys
-            for line in differences(
-                before.get(key, "absent"), now.get(key, "absent"), f"{path}.{key}" if path else key
-            )
+            for line in differences(before.get(key, "absent"), now.get(key, "absent"), f"{path}.{key}" if path else key)
         ]
     return [] if before == now else [f"{path}: was {before}, is {now}"]
 

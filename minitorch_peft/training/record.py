@@ -110,9 +110,7 @@ class RunRecord:
         try:
             self.log.write({k: v for k, v in asdict(report).items() if v is not None and k != "total"})
         except OSError as error:
-            raise CheckpointError(
-                f"{self.log.path} could not be written: {error}. {self.folder.advice()}"
-            ) from error
+            raise CheckpointError(f"{self.log.path} could not be written: {error}. {self.folder.advice()}") from error
 
     def save(self, state: RunState) -> Path:
         """Write a checkpoint.

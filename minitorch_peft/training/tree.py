@@ -27,9 +27,7 @@ def pack(tree: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
         return [pack(value, arrays, f"{path}/{i}") for i, value in enumerate(tree)]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
-    raise TypeError(
-        f"{path}: a checkpoint holds arrays, numbers, text, lists and dicts, not {type(tree).__name__}"
-    )
+    raise TypeError(f"{path}: a checkpoint holds arrays, numbers, text, lists and dicts, not {type(tree).__name__}")
 
 
 def unpack(packed: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -240,9 +240,7 @@ def test_the_last_step_is_always_evaluated():
 def test_the_best_weights_can_be_put_back(tmp_path):
     """The labels move away from the held-out one, so the first evaluation is the best."""
     seen = {}
-    config = TrainConfig(
-        steps=12, lr=0.5, optimizer="sgd", eval_every=3, restore_best=True, keep=1, out=tmp_path
-    )
+    config = TrainConfig(steps=12, lr=0.5, optimizer="sgd", eval_every=3, restore_best=True, keep=1, out=tmp_path)
     model = Quadratic()
     target = twos(0)
     state = train(
@@ -297,7 +295,9 @@ def test_the_log_has_a_line_for_each_step(tmp_path):
     assert {"loss", "lr", "grad_norm", "tokens", "seconds"} <= lines[0].keys()
 
 
-@pytest.mark.parametrize("torn", ['{"step": 4, "lo', '{"step": 4}', '{"step": 4, "loss": 1}\n', "\0\0\n", "[]\n"])
+@pytest.mark.parametrize(
+    "torn", ['{"step": 4, "lo', '{"step": 4}', '{"step": 3}', '{"step": 4, "loss": 1}\n', "\0\0\n", "[]\n"]
+)
 def test_opening_the_log_drops_a_torn_line_and_later_steps(torn, tmp_path):
     path = tmp_path / "metrics.jsonl"
     kept = '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "loss": 1}\n'
