@@ -171,7 +171,7 @@ assert previous[layer, head] > 2 * previous.mean()
 # %%
 prompt = ids_of("And Jesus said")
 with mp.no_grad():
-    logits = model(prompt).logits.data[:, -1]
+    logits = model(ids_of("They went to the")).logits.data[:, -1]
 settings = {
     "as it is": (1.0, None, None), "temperature 0.7": (0.7, None, None), "top-k 20": (1.0, 20, None),
     "top-p 0.9": (1.0, None, 0.9),
@@ -180,7 +180,7 @@ order = np.argsort(-logits[0])[:60]
 fig, ax = plt.subplots(figsize=(7, 3))
 for label, (temperature, top_k, top_p) in settings.items():
     ax.plot(np.sort(probabilities(logits, temperature, top_k, top_p)[0][order])[::-1], label=label)
-ax.set(yscale="log", ylim=(1e-4, 1), xlabel="rank of the token", ylabel="probability", title="what may be drawn")
+ax.set(yscale="log", ylim=(1e-4, 1), xlabel="rank of the token", ylabel="probability", title="They went to the ...: what may be drawn")
 ax.legend()
 plt.show()
 
