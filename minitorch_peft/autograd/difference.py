@@ -138,19 +138,20 @@ def compare(
     """Hold the gradients to the measured derivative along ``directions`` (None: that input stays).
 
     They agree if |numeric - analytic| <= rtol max(‖g v‖, |numeric|) + atol + rounding, where rounding is
-    ROUNDINGS · ε (‖u f‖ + ‖g x‖ + ‖u‖ max |x|) / h: f may be a difference of numbers as large as x. So what
-    changes the output by less than 1e-11 of it, or of the input, passes for zero.
+    ROUNDINGS · ε (‖u f‖ + ‖g x‖ + ‖u‖ (max |x| + h)) / h: f may be a difference of numbers as large as x.
+    So what changes the output by less than 1e-11 of it, or of the input, passes for zero.
     """
     triples = zip(gradients, problem.arrays, directions, strict=True)
     claims = [(g, x, d) for g, x, d in triples if g is not None and d is not None]
     size = _norm(*(g * d for g, _, d in claims))
-    reach = _norm(*(g * x for g, x, _ in claims)) + _norm(u) * _largest(problem.arrays)
+    slopes, largest = _norm(*(g * x for g, x, _ in claims)), _largest(problem.arrays)
     failed: list[Estimate] = []
     bounds: list[float] = []
     last = Estimate("unsettled", np.nan, np.nan, np.nan)
     for level in (*range(FINER), *range(-1, -COARSER - 1, -1)):  # coarser steps are for noisy functions
         step = tol.eps / SHRINK**level
         near, far = (_difference(problem, u, gradients, directions, h) for h in (step, 2 * step))
+        reach = slopes + _norm(u) * (largest + step)  # the inputs are stepped: they are not all 0
         estimate, bound = _extrapolated(near, far, size, reach, step, tol)
         bounds.append(bound)
         if estimate.verdict == "unsettled":

@@ -98,8 +98,10 @@ def _input_gradients(node: Node, g: np.ndarray) -> tuple[Any, ...]:
             )
     result = tuple(gi if gi is None else np.asarray(gi) for gi in result)
     # a leaf keeps its gradient: it must not share memory with another gradient or with what was saved
-    return tuple(_own(gi, g, saved, result[:i]) if t is not None and t.is_leaf else gi
-                 for i, (t, gi) in enumerate(zip(node.inputs, result, strict=True)))
+    return tuple(
+        _own(gi, g, saved, result[:i]) if t is not None and t.is_leaf else gi
+        for i, (t, gi) in enumerate(zip(node.inputs, result, strict=True))
+    )
 
 
 def _run_rule(node: Node, g: np.ndarray) -> tuple[Any, ...]:
