@@ -65,7 +65,6 @@ def gradcheck(
         try:
             subject.check_forward(seed, tolerance)
             failure = check(subject, seed, tolerance)
-            subject.check_untouched("backward")
         except ContractError as error:
             _raise_broken_contract(subject, error, seed, tolerance)
         if failure is not None:
@@ -128,6 +127,7 @@ class Subject:
             t.grad = None
         if out.requires_grad:
             out.backward(gradient=u)
+        self.check_untouched("backward")
         return [t.grad for t in self.tensors]
 
     # -- what has to hold before a gradient can be judged --------------------------------------------------

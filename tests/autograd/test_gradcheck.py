@@ -281,19 +281,26 @@ def test_a_kink_is_called_a_kink(fn, x, element):
 
 
 def test_a_wrong_rule_beside_a_kink_is_blamed():
-    class Half(rules.MaskedFill):
+    slope = np.array([100.0, 1.0, 1.0, 1.0])  # the kink has the largest difference
+
+    class Half(Twice):
         @staticmethod
         def forward(ctx, x):
             ctx.save_for_backward(x > 0)
-            return np.maximum(x, 0)
+            return np.maximum(x, 0) * slope
 
         @staticmethod
         def backward(ctx, g):
-            return 0.5 * g * ctx.saved[0]
+            return 0.5 * g * ctx.saved[0] * slope
 
     error = failure(Half.apply, (leaf([0.0, 1.0, 2.0, -1.0]),))
     assert (error.operation, error.cause) == ("Half", "factor")
     assert error.element in ((1,), (2,))
+
+
+def test_a_wrong_operation_behind_one_on_a_kink_is_blamed():
+    error = failure(lambda x: Cube.apply(F.relu(x) + 1.0), (leaf([0.0, 1.0, 2.0]),))
+    assert (error.operation, error.cause) == ("Cube", "factor")
 
 
 def test_noise_from_a_cancellation_is_met_with_larger_steps():
@@ -324,6 +331,20 @@ def test_inputs_must_not_change():
 
     error = failure(InPlace.apply, (drawn(2),))
     assert (error.cause, error.operation) == ("mutates-input", "InPlace")
+
+    class InBackward(Twice):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.x = x  # not by save_for_backward, so the engine does not watch it
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            ctx.x *= g
+            return 2 * g
+
+    error = failure(InBackward.apply, (drawn(2),))
+    assert (error.cause, str(error)) == ("mutates-input", "the backward pass changed an input in place: work on a copy")
 
     def outside(x):
         y = F.exp(x)
