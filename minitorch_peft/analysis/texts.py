@@ -10,21 +10,30 @@ from minitorch_peft.data.corpora import Corpus, load_corpus
 from minitorch_peft.data.packed import PackedText
 from minitorch_peft.data.rows import Batch
 from minitorch_peft.data.tokenizer import Tokenizer
+from minitorch_peft.formats.files import FileFormatError
 from minitorch_peft.nn import Module
 from minitorch_peft.training import evaluate
+
+
+class TextError(ValueError):
+    """A text that is too short for what is wanted of it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
     """``train`` is learned from; bits per byte are taken on each of ``measured``, by name.
 
-    A row has ``length`` tokens, a batch ``batch_size`` rows.
+    A row has ``length`` tokens, a batch ``batch_size`` rows. TextError where ``train`` is shorter than a row.
     """
 
     train: PackedText
     measured: Mapping[str, PackedText]
     batch_size: int
     length: int
+
+    def __post_init__(self) -> None:
+        if len(self.train) < self.length:
+            raise TextError(f"the text has {len(self.train)} tokens, fewer than a row of {self.length}")
 
     def batches(self, seed: int) -> Callable[[int], Batch]:
         """The i-th training batch, a function of (seed, i)."""
@@ -53,18 +62,18 @@ def pack_file(path: Path, tokenizer: Tokenizer, held_out: float = 0.1) -> tuple[
     """A user's text file (UTF-8), its lines packed like verses: its first part, and the last ``held_out``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8, or has fewer than two lines that are not blank.
+        FileFormatError: there is no such file, or it is not UTF-8.
+        TextError: fewer than two of its lines hold text.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no text file at {path}")
+        raise FileFormatError(path, "no such file", "check the path")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): convert it first") from error
-    cut = min(len(lines) - 1, round(len(lines) * (1 - held_out)))
-    if cut < 1:
-        raise ValueError(f"{path} has {len(lines)} lines with text: at least 2 are needed, one is held out")
+        raise FileFormatError(path, f"is not UTF-8 text ({error})", "convert it first") from error
+    if len(lines) < 2:
+        raise TextError(f"{path} has text in {len(lines)} line(s): give at least 2, the last ones are held out")
+    cut = max(1, min(len(lines) - 1, round(len(lines) * (1 - held_out))))
     first, last = (
         PackedText.from_corpus(Corpus(path.name, dict(enumerate(part))), tokenizer)
         for part in (lines[:cut], lines[cut:])

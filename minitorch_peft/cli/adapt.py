@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minitorch_peft.cli.errors import DATA, USAGE, CommandError
+from minitorch_peft.cli.errors import USAGE, CommandError
 from minitorch_peft.cli.progress import training_progress
 from minitorch_peft.cli.screen import JsonFlag, ResumeFlag, Screen
 
@@ -103,8 +103,6 @@ def load_texts(corpus: str, text: Path | None, tokenizer: Tokenizer, batch_size:
         train = pack_split(corpus, "train", tokenizer)
         measured = {split: pack_split(corpus, split, tokenizer) for split in ("held_out", "out_of_domain")}
         measured["modern"] = pack_split("web", "held_out", tokenizer)
-    if len(train) < length:
-        raise CommandError(f"the text has {len(train)} tokens, fewer than a row of --length {length}", DATA)
     return Texts(train, measured, batch_size, length)
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minitorch_peft.cli.errors import DATA, USAGE, CommandError
+from minitorch_peft.cli.errors import DATA, DIVERGED, INTERRUPTED, USAGE, CommandError
 from minitorch_peft.cli.progress import runs_progress
 from minitorch_peft.cli.screen import JsonFlag, Screen
 
 if TYPE_CHECKING:
     from minitorch_peft.analysis.comparison import Comparison
     from minitorch_peft.analysis.contenders import Contender
+    from minitorch_peft.training import Progress
 
 
 def compare(
@@ -96,13 +97,30 @@ def with_rates(contenders: tuple[Contender, ...], rates: list[str]) -> tuple[Con
 def run_all(screen: Screen, comparison: Comparison) -> None:
     """The runs that are not stored yet, under one progress bar."""
     pending = comparison.pending()
-    done = len(comparison.contenders) * len(comparison.seeds) - len(pending)
-    if done:
-        screen.note(f"{done} runs are stored in {comparison.out} already")
-    comparison.base_bits()
-    with runs_progress(screen, len(pending), comparison.plan.steps) as start:
-        for contender, seed in pending:
-            comparison.run(contender, seed, start(f"{contender.title}, seed {seed}"))
+    total = len(comparison.contenders) * len(comparison.seeds)
+    if len(pending) < total:
+        screen.note(f"{total - len(pending)} runs are stored in {comparison.out} already")
+    try:
+        comparison.base_bits()
+        with runs_progress(screen, len(pending), comparison.plan.steps) as start:
+            for contender, seed in pending:
+                run_one(comparison, contender, seed, start(f"{contender.title}, seed {seed}"))
+    except KeyboardInterrupt as error:
+        done = total - len(comparison.pending())
+        raise CommandError(
+            f"interrupted: {done} of {total} runs are kept in {comparison.out}; the same command goes on from there",
+            INTERRUPTED,
+        ) from error
+
+
+def run_one(comparison: Comparison, contender: Contender, seed: int, progress: Progress) -> None:
+    from minitorch_peft.training import TrainingError
+
+    try:
+        comparison.run(contender, seed, progress)
+    except TrainingError as error:
+        advice = f"try a lower rate: --lr {contender.name}={contender.lr / 2:g}"
+        raise CommandError(f"{contender.title}, seed {seed}: {error} ({advice})", DIVERGED) from error
 
 
 def show(screen: Screen, comparison: Comparison) -> None:

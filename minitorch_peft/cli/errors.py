@@ -28,6 +28,8 @@ DIVERGED: Final = 5
 OUTPUT: Final = 6
 INTERRUPTED: Final = 130
 
+OPTIONS: Final = {"resume=True": "--resume", "do_sample=True": "--sample"}  # the library's advice, in our words
+
 
 class CommandError(Exception):
     """What a command itself finds wrong: a message for the user, and the exit code."""
@@ -57,6 +59,7 @@ def exit_code(error: BaseException) -> int | None:
     """The code of a foreseen error; None for any other, which is a bug (or typer's own way to leave)."""
     if isinstance(error, typer.Exit | typer.Abort):
         return None
+    from minitorch_peft.analysis.texts import TextError
     from minitorch_peft.data.alignment import AlignmentError
     from minitorch_peft.formats.files import FileFormatError
     from minitorch_peft.training.errors import CheckpointError, TrainingError, TrainingInterrupted
@@ -73,7 +76,7 @@ def exit_code(error: BaseException) -> int | None:
         return FILE
     if isinstance(error, ModuleNotFoundError):  # ours names no module; one of a broken installation does
         return DATA if error.name is None else None
-    if isinstance(error, AlignmentError):
+    if isinstance(error, AlignmentError | TextError):
         return DATA
     if isinstance(error, TrainingError):
         return DIVERGED
@@ -92,4 +95,6 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     message = " ".join(str(error).split()) or type(error).__name__
-    return message.replace("resume=True", "--resume")
+    for argument, option in OPTIONS.items():
+        message = message.replace(argument, option)
+    return message

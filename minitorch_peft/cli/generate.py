@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from minitorch_peft.data.tokenizer import Tokenizer
 
 
+USUAL = 60  # new tokens
+
+
 def generate(
     prompt: Annotated[str, typer.Option(help="What to continue; empty: a verse from nothing.")] = "",
     base: Annotated[
@@ -23,7 +26,9 @@ def generate(
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json. Default: the base's own.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many.")] = 60,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help=f"At most so many. Default: {USUAL}, or as many as fit.")
+    ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw; without it, the likeliest token.")] = False,
     temperature: Annotated[float, typer.Option(help="Below 1 plainer, above 1 wilder. Sampling.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest. Sampling.")] = None,
@@ -32,7 +37,7 @@ def generate(
     stream: Annotated[bool, typer.Option(help="Print each token as it comes.")] = True,
     json: JsonFlag = False,
 ) -> None:
-    """Continue a text, greedily or by drawing, until the text ends or --max-new-tokens are there.
+    """Continue a text, greedily or by drawing, until the text ends or enough tokens are there.
 
     Examples:
 
@@ -46,11 +51,10 @@ def generate(
     model, base = load_adapted(base, adapter)
     tok = load_tokenizer(base, model.base_model if adapter else model, tokenizer)
     ids = [tok.eos_token_id, *tok.encode(prompt)]
-    room = model.config.n_positions - len(ids)
-    check_room(room, max_new_tokens, len(ids), model.config.n_positions)
+    count = new_tokens(max_new_tokens, len(ids), model.config.n_positions)
     printer = Printer(tok, prompt) if stream and not json else None
     out = model.generate(
-        [ids], max_new_tokens, do_sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        [ids], count, do_sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
         eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, stream=printer,
     )[0]  # fmt: skip
     new = [int(i) for i in out[len(ids) :]]
@@ -68,15 +72,18 @@ def generate(
     )  # fmt: skip
 
 
-def check_room(room: int, new: int, given: int, positions: int) -> None:
+def new_tokens(asked: int | None, given: int, positions: int) -> int:
+    """How many to generate; CommandError where the model has no room for them."""
     from minitorch_peft.cli.errors import USAGE, CommandError
 
-    if new > room:
+    room = positions - given
+    if (asked or 1) > room:
         raise CommandError(
-            f"the prompt takes {given} of the model's {positions} positions and --max-new-tokens {new} more: "
-            f"shorten the prompt, or ask for at most {max(0, room)}",
+            f"the prompt takes {given} of the model's {positions} positions, which leaves {max(0, room)}: "
+            "shorten the prompt, or lower --max-new-tokens",
             USAGE,
         )
+    return asked or min(USUAL, room)
 
 
 class Printer:

@@ -111,11 +111,12 @@ def adapter(path: Path, base: str | None) -> Found:
     attached = model.adapters["default"]
     own = shapes({name: p.data for name, p in attached.named_parameters().items()})
     whole = sum(p.data.size for _, p in base_parameters(model.base_model))
+    method = method_of(attached.config)
     notes = {
-        "method": method_of(attached.config).name,
+        "method": method.name,
         "base": base,
         "percent_of_base": round(100 * sum(map(prod, own.values())) / whole, 3),
-        "mergeable": attached.mergeable,
+        "mergeable": method.mergeable,
     }
     return Found("adapter", [path / n for n in ("adapter_config.json", "adapter_model.safetensors")],
                  attached.config.to_dict(), own, notes)  # fmt: skip

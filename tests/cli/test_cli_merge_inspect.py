@@ -1,0 +1,79 @@
+"""merge and inspect."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minitorch_peft.data.tokenizer import Tokenizer
+from minitorch_peft.models import GPT
+from minitorch_peft.models.pretrained import embedded_names, save_embedded
+from minitorch_peft.peft import PeftModel
+
+
+def test_the_merged_model_says_what_the_adapted_one_says(call, base, adapted, tmp_path):
+    value = call("merge", adapted, "--out", tmp_path / "merged", "--json").json
+    certificate = value["certificate"]
+    assert certificate["restores_base"] and certificate["logit_difference"] < 1e-4
+    merged = GPT.from_pretrained(tmp_path / "merged")
+    model = PeftModel.from_pretrained(GPT.from_pretrained(base), adapted)
+    ids = np.arange(20).reshape(2, 10)
+    np.testing.assert_allclose(merged(ids).logits.data, model(ids).logits.data, atol=1e-5)
+    assert Tokenizer.from_pretrained(tmp_path / "merged").vocab_size == 1024
+    shown = call("merge", adapted, "--out", tmp_path / "again")
+    assert shown.code == 0 and "bit for bit" in shown.out
+
+
+def test_merge_never_writes_into_a_folder_that_holds_something(call, base, adapted):
+    before = sorted(base.iterdir())
+    done = call("merge", adapted, "--out", base)
+    assert done.code == 2 and "not empty" in done.error and sorted(base.iterdir()) == before
+
+
+def test_a_damaged_adapter_is_a_bad_file(call, adapted, tmp_path):
+    weights = adapted / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    for command in (("merge", adapted, "--out", tmp_path / "merged"), ("inspect", adapted)):
+        done = call(*command)
+        assert done.code == 3 and str(weights) in done.error
+    assert not (tmp_path / "merged").exists()
+
+
+def test_inspect_a_model_folder(call, base):
+    value = call("inspect", base, "--json").json
+    model = GPT.from_pretrained(base)
+    assert value["kind"] == "model" and value["parameters"] == model.num_parameters()
+    assert value["settings"] == model.config.to_dict()
+    assert value["shapes"]["embed.tokens.weight"] == [1024, 16]
+    assert value["files"][str(base / "model.safetensors")] == (base / "model.safetensors").stat().st_size
+    assert "q_proj" not in call("inspect", base).out and "q_proj" in call("inspect", base, "--depth", 4).out
+
+
+def test_inspect_an_adapter(call, base, adapted):
+    value = call("inspect", adapted, "--json").json
+    model = PeftModel.from_pretrained(GPT.from_pretrained(base), adapted)
+    own = sum(p.data.size for p in model.adapters["default"].named_parameters().values())
+    assert (value["kind"], value["method"], value["parameters"]) == ("adapter", "lora", own)
+    assert value["percent_of_base"] == pytest.approx(100 * own / GPT.from_pretrained(base).num_parameters(), abs=1e-3)
+
+
+def test_inspect_a_training_checkpoint(call, adapted):
+    value = call("inspect", adapted / "run" / "step-00000004.safetensors", "--json").json
+    assert value["kind"] == "training checkpoint" and value["run step"] == 4 and value["settings"]["lr"] == 0.01
+    assert value["parameters"] == call("inspect", adapted, "--json").json["parameters"]
+
+
+def test_inspect_an_embedded_checkpoint_and_a_plain_file(call, base, tmp_path):
+    save_embedded(GPT.from_pretrained(base), tmp_path / "mine.safetensors", {"seed": 7})
+    value = call("inspect", tmp_path / "mine.safetensors", "--json").json
+    assert value["kind"] == "embedded checkpoint" and value["seed"] == 7
+    assert call("inspect", base / "model.safetensors", "--json").json["kind"] == "safetensors file"
+    for name in embedded_names():
+        assert call("inspect", name, "--json").json["parameters"] > 100_000
+
+
+def test_inspect_nothing(call, tmp_path):
+    done = call("inspect", tmp_path)
+    assert done.code == 3 and "nothing to inspect" in done.error
+    (tmp_path / "x.safetensors").write_bytes(b"no tensors")
+    assert call("inspect", tmp_path / "x.safetensors").code == 3
