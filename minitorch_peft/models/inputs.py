@@ -95,8 +95,9 @@ def positions(
 
 def rotation(position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin (B or 1, T, D/2) of position · theta^(-2i/D) (Su et al. 2021, eq. 34)."""
-    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = position_ids[:, :, None] * frequency
+    # angles are rounded to float32 on the way, as in transformers: at late positions this is seen in the logits
+    frequency = 1 / (theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    angle = position_ids[:, :, None].astype(np.float32) * frequency
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
 

@@ -11,6 +11,7 @@ from minitorch_peft.formats.hf import to_hf
 from minitorch_peft.formats.hf_config import choose_family
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.models.generation import probabilities
+from minitorch_peft.models.inputs import rotation
 from minitorch_peft.optim import AdamW
 
 pytestmark = pytest.mark.parity
@@ -121,6 +122,19 @@ def test_ten_training_losses(pair, torch):
     ours_losses, their_losses = np.array(losses).T
     np.testing.assert_allclose(ours_losses, their_losses, rtol=1e-5)
     assert len(set(their_losses)) == 10
+
+
+def test_rotations_up_to_late_positions(torch):
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(
+        hidden_size=64, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 5e4}
+    )
+    positions = np.arange(2048)[None]
+    theirs = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.tensor(positions))
+    for ours, table in zip(rotation(positions, 16, 5e4, np.float32), theirs, strict=True):
+        np.testing.assert_allclose(np.concatenate([ours, ours], axis=-1), table.numpy(), atol=1e-6)
 
 
 # -- masks ---------------------------------------------------------------------------------------------------
