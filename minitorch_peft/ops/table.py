@@ -323,7 +323,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("mean", _over(np.mean), "reduction", "torch.mean"),
     Operation("var", _moment(np.var), "moment", "torch.var", options={"correction": (0, 1)}),
     Operation("std", _moment(np.std), "moment", "torch.std", options={"correction": (0, 1)}, kinks=no_spread),
-    Operation("norm", _norm, "reduction", "torch.norm", kinks=no_length),
+    Operation("norm", _norm, "reduction", "torch.linalg.vector_norm", kinks=no_length),
     Operation("logsumexp", _logsumexp, "dims", "torch.logsumexp"),
     Operation("amax", _over(np.max), "reduction", "torch.amax", kinks=ties),
     Operation("amin", _over(np.min), "reduction", "torch.amin", kinks=ties),
