@@ -60,8 +60,13 @@ class LowRankConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for r in (self.r, *self.rank_pattern.values()):
-            if not isinstance(r, int) or r < 1:
+            if not isinstance(r, int) or isinstance(r, bool) or r < 1:
                 raise ValueError(f"r must be a whole number of at least 1, got {r!r}")
+        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
+            if not isinstance(alpha, int | float) or not (math.isfinite(alpha) and alpha > 0):
+                raise ValueError(f"lora_alpha must be a positive number, got {alpha!r}")
+        if self.target_modules is None:
+            raise ValueError('target_modules must name layers: a list of names, a regex, or "all-linear"')
 
     def targets(self, model: GPT) -> dict[str, Any]:
         """Path to module of every layer that the config names; ValueError where a name fits none."""

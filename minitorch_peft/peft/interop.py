@@ -104,6 +104,8 @@ def is_target(settings: Mapping[str, Any], name: str, takes_ids: bool) -> bool:
     layers = settings.get("layers_to_transform")
     if isinstance(targets, str) or layers is None or layers == []:
         return _names(targets, name)
+    if name in targets:
+        return True  # peft looks at the layers only where the entry is a suffix
     patterns = settings.get("layers_pattern") or [r"[^.]*"]
     patterns = [patterns] if isinstance(patterns, str) else patterns
     found = next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
@@ -121,14 +123,16 @@ def short_names(chosen: Sequence[str], everything: Iterable[str]) -> list[str]:
     """The shortest list of suffixes that names exactly ``chosen`` among ``everything``: what a person would write."""
     everything = set(everything)
     for depth in (1, 2):
-        names = [c if not _in_layer(c) else ".".join(c.split(".")[-depth:]) for c in chosen]
+        names = [_suffix(name, depth) for name in chosen]
         if {e for e in everything if _names(names, e)} == set(chosen):
             return list(dict.fromkeys(names))
     return list(chosen)
 
 
-def _in_layer(name: str) -> bool:
-    return re.search(r"\.\d+\.", name) is not None
+def _suffix(name: str, depth: int) -> str:
+    """Its last ``depth`` segments, if they stand below a layer's number."""
+    below = re.split(r"\.\d+\.", name)[-1].split(".")
+    return name if name == ".".join(below) or len(below) < depth else ".".join(below[-depth:])
 
 
 def common(values: Mapping[str, V]) -> tuple[V, dict[str, V]]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from minitorch_peft.peft.adapter import Adapter
 
 SPLITS = "minitorch_peft.splits"
-"""Metadata: the rank of each projection in a fused module. Where B is zero its blocks cannot be seen."""
+"""Metadata: the rank of each projection in a fused module, where B does not show it (an untrained B is zero)."""
 UNDERSTOOD = {
     "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
     "lora_dropout", "r", "rank_pattern", "target_modules", "use_rslora",
@@ -78,12 +78,13 @@ class LowRankFiles:
         for module in targeted:
             layers = [adapter.wrappers.get(path) for path in module.ours]
             parts = [layer if layer is None else low_rank(layer) for layer in layers]
-            fused = fuse(parts, [base_module(model, path).out_features for path in module.ours])
+            widths = [base_module(model, path).out_features for path in module.ours]
+            fused = fuse(parts, widths)
             arrays |= dict(zip(self.names(model, module), fused[:2], strict=True))
             ranks[module.name] = len(fused.A)
             alphas[module.name] = alpha_of(fused.scaling, len(fused.A), config.use_rslora)
-            if len(parts) > 1:
-                splits[module.name] = [len(part.A) if part else 0 for part in parts]
+            if (own := [len(part.A) if part else 0 for part in parts]) != visible_ranks(fused.B, widths):
+                splits[module.name] = own
         r, rank_pattern = common(ranks)
         alpha, alpha_pattern = common(alphas)
         settings = {
@@ -94,7 +95,7 @@ class LowRankFiles:
             "r": r, "rank_pattern": rank_pattern, "lora_alpha": alpha, "alpha_pattern": alpha_pattern,
             "lora_dropout": config.lora_dropout, "use_rslora": config.use_rslora,
         }  # fmt: skip
-        return AdapterFiles(settings, arrays, {"format": "pt", SPLITS: json.dumps(splits)})
+        return AdapterFiles(settings, arrays, {"format": "pt"} | ({SPLITS: json.dumps(splits)} if splits else {}))
 
     def names(self, model: GPT, module: HFModule) -> tuple[str, str]:
         """Of A and B, in the file."""
@@ -193,6 +194,12 @@ def column_owners(blocks: Sequence[np.ndarray], recorded: list[int] | None) -> n
     known = np.flatnonzero(used.any(axis=0))
     before = np.maximum(np.searchsorted(known, np.arange(used.shape[1]), side="right") - 1, 0)
     return used.argmax(axis=0)[known[before]] if known.size else np.zeros(used.shape[1], int)
+
+
+def visible_ranks(B: np.ndarray, widths: Sequence[int]) -> list[int] | None:
+    """The columns of each block of a block-diagonal B, as far as the zeros show them."""
+    owners = column_owners(np.split(B, np.cumsum(widths)[:-1]), None)
+    return None if owners is None else np.bincount(owners, minlength=len(widths)).tolist()
 
 
 def shapes(model: GPT, module: HFModule, settings: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:

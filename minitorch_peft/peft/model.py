@@ -53,6 +53,11 @@ class PeftModel(TrainingHooks, Module):
     def __init__(self, base_model: GPT) -> None:
         if isinstance(base_model, PeftModel) or any(isinstance(m, Wrapper) for _, m in base_model.named_modules()):
             raise ValueError("this model carries adapters already: use add_adapter, or unload() first")
+        if not isinstance(base_model, GPT):
+            raise TypeError(
+                f"adapters attach to a GPT, not to a {type(base_model).__name__}; for a classifier, "
+                "SequenceClassifier(get_peft_model(gpt, config), num_labels)"
+            )
         self.base_model = base_model
         self.training = base_model.training
         self.adapters: dict[str, Adapter] = {}
@@ -161,9 +166,10 @@ class PeftModel(TrainingHooks, Module):
         """The base's forward (see :meth:`GPT.forward`) under the active adapters, or each row under its own.
 
         ``adapter_names`` has one name for each row, active or not; ``"__base__"`` is a row without an adapter. In
-        training too: gradients reach each row's own adapter only.
+        training too: gradients reach each row's own adapter only, and of the adapters only those that train
+        (``set_adapter(["a", "b"])``).
         """
-        context = ForwardContext() if context is None else context
+        context = self.new_context() if context is None else context
         given = input_ids if inputs_embeds is None else inputs_embeds
         batch = 0 if given is None else len(given)
         context.adapter_names = None if adapter_names is None else self._checked_rows(adapter_names, batch)
@@ -175,6 +181,10 @@ class PeftModel(TrainingHooks, Module):
         if past_key_values is None and not use_cache:
             out.past_key_values = None  # a prefix's cache that nobody asked for
         return out
+
+    def new_context(self) -> ForwardContext:
+        """See :meth:`GPT.new_context`."""
+        return self.base_model.new_context()
 
     def encode_ids(
         self, ids: np.ndarray, context: ForwardContext, cache: Cache | None = None, attention_mask: Any = None,

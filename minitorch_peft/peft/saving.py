@@ -44,6 +44,8 @@ def save_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path
         ValueError: ``peft`` has no such method or model, or the adapter has no parameters.
     """
     adapter = peft_model.adapters[adapter_name]
+    if adapter.merged:
+        raise RuntimeError("cannot save an adapter while it is merged: unmerge_adapter() first")
     if format not in (None, *FORMATS):
         raise ValueError(f"unknown format {format!r}: expected {' or '.join(map(repr, FORMATS))}, or None to choose")
     problem = no_peft_format(adapter)

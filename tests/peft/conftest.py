@@ -11,8 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     import numba
+    from threadpoolctl import threadpool_limits
 
     before = numba.get_num_threads()
     numba.set_num_threads(1)
-    yield
+    with threadpool_limits(1, "blas"):
+        yield
     numba.set_num_threads(before)

@@ -15,7 +15,6 @@ from minitorch_peft.peft import (
     LoraConfig,
     PartialConfig,
     PeftConfig,
-    PeftModel,
     get_peft_model,
 )
 
@@ -186,10 +185,15 @@ def test_a_bad_config_leaves_the_model_exactly_as_it_was(config, error, message)
     [
         ({"r": 0}, "r must be a whole number of at least 1, got 0"),
         ({"r": 2.5}, "got 2.5"),
+        ({"r": True}, "got True"),
         ({"rank_pattern": {"q_proj": 0}}, "got 0"),
+        ({"lora_alpha": 0}, "lora_alpha must be a positive number, got 0"),
+        ({"lora_alpha": float("nan")}, "got nan"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "lora_alpha must be a positive number, got '8'"),
+        ({"target_modules": None}, "target_modules must name layers"),
     ],
 )
-def test_lora_ranks_are_checked_at_once(settings, message):
+def test_lora_s_settings_are_checked_at_once(settings, message):
     with pytest.raises(ValueError, match=message):
         LoraConfig(**settings)
 
@@ -198,6 +202,12 @@ def test_lora_ranks_are_checked_at_once(settings, message):
 def test_partial_wants_one_of_its_two_settings(settings):
     with pytest.raises(ValueError, match="give either top_layers"):
         PartialConfig(**settings)
+
+
+@pytest.mark.parametrize("layers", [-1, 1.5])
+def test_partial_wants_a_number_of_layers(layers):
+    with pytest.raises(ValueError, match=f"top_layers must be a whole number of at least 0, got {layers}"):
+        PartialConfig(top_layers=layers)
 
 
 @pytest.mark.parametrize("name", ["a", "__base__", "x.y", "", "x/y"])
@@ -211,6 +221,11 @@ def test_a_model_is_wrapped_once(two):
     for model in (two, two.base_model):
         with pytest.raises(ValueError, match="carries adapters already: use add_adapter"):
             get_peft_model(model, QV)
+
+
+def test_only_a_gpt_is_wrapped():
+    with pytest.raises(TypeError, match="adapters attach to a GPT, not to a SequenceClassifier; for a classifier"):
+        get_peft_model(SequenceClassifier(gpt("gpt2"), num_labels=2), QV)
 
 
 def test_the_mode_and_what_was_frozen_before_are_kept():
@@ -366,7 +381,9 @@ def test_names_and_counts():
 
 
 def test_printed_parameters(capsys):
-    get_peft_model(GPT(GPTConfig(vocab_size=7, n_positions=8, n_embd=4, n_layer=1, n_head=2)), QV).print_trainable_parameters()
+    get_peft_model(
+        GPT(GPTConfig(vocab_size=7, n_positions=8, n_embd=4, n_layer=1, n_head=2)), QV
+    ).print_trainable_parameters()
     assert capsys.readouterr().out == "trainable params: 32 || all params: 344 || trainable%: 9.3023\n"
 
 

@@ -50,7 +50,9 @@ laws = pytest.mark.parametrize("method, config, family", cases(METHODS_AND_TOYS)
 
 
 def merge_laws(wanted):
-    return pytest.mark.parametrize("method, config, family", cases(m for m in METHODS_AND_TOYS if m.mergeable is wanted))
+    return pytest.mark.parametrize(
+        "method, config, family", cases(m for m in METHODS_AND_TOYS if m.mergeable is wanted)
+    )
 
 
 untying = pytest.mark.filterwarnings("ignore:merging changed a weight that the embedding and the head shared")
@@ -96,8 +98,8 @@ def test_only_the_methods_parameters_train_and_their_number_is_the_formula(metho
 @laws
 def test_same_seed_same_bits_whatever_was_called_before(method, config, family):
     first = adapted(config, family).state_dict()
-    np.random.seed(3)  # noqa: NPY002
-    np.random.standard_normal(5)  # noqa: NPY002
+    np.random.seed(3)
+    np.random.standard_normal(5)
     later = PeftModel(gpt(family))
     for other in METHODS_AND_TOYS:
         if (other.name, family) not in INAPPLICABLE:
@@ -284,7 +286,10 @@ def test_rows_under_different_adapters(method, config, family):
         return
     mixed = logits(p, attention_mask=MASK, adapter_names=names)
     for row, name in enumerate(names):
-        assert np.abs(mixed[row, -1] - logits(p, attention_mask=MASK, adapter_names=[names[row - 1]] * 3)[row, -1]).max() > 1e-3
+        assert (
+            np.abs(mixed[row, -1] - logits(p, attention_mask=MASK, adapter_names=[names[row - 1]] * 3)[row, -1]).max()
+            > 1e-3
+        )
         alone = logits(p, attention_mask=MASK, adapter_names=[name] * 3)
         np.testing.assert_allclose(mixed[row], alone[row], **TIGHT)
     with p.disable_adapter():
@@ -313,9 +318,7 @@ def test_in_training_gradients_reach_each_row_s_own_adapter_only(method, config,
 
 
 # -- stacking --------------------------------------------------------------------------------------------------
-PAIRS = [
-    pytest.param(a, b, id=f"{a.name}+{b.name}") for a, b in combinations_with_replacement(METHODS_AND_TOYS, 2)
-]
+PAIRS = [pytest.param(a, b, id=f"{a.name}+{b.name}") for a, b in combinations_with_replacement(METHODS_AND_TOYS, 2)]
 
 
 @pytest.mark.parametrize("a, b", PAIRS)
@@ -327,7 +330,7 @@ def test_methods_act_together_as_they_declare(a, b):
     stirred(p, "second")
     refused = b.shape not in a.stackable_with or a.shape not in b.stackable_with
     if refused or p.adapters["first"].selected.keys() & p.adapters["second"].selected.keys():
-        with pytest.raises(ValueError, match="first and second both put a copy|do not act together"):
+        with pytest.raises(ValueError, match=r"first and second both put a copy|do not act together"):
             p.set_adapter(["first", "second"])
         assert p.active_adapters == ("first",)
         return

@@ -8,7 +8,9 @@ from peft_cases import gpt
 from minitorch_peft.peft import LoraConfig, get_peft_model
 from minitorch_peft.peft.patterns import by_path, check_keys, matches, select, target_leaves
 
-PATHS = [f"blocks.{i}.{leaf}" for i in range(12) for leaf in ("attn.q_proj", "attn.o_proj", "mlp.up_proj")] + ["lm_head"]
+PATHS = [f"blocks.{i}.{leaf}" for i in range(12) for leaf in ("attn.q_proj", "attn.o_proj", "mlp.up_proj")] + [
+    "lm_head"
+]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_a_list_keeps_the_model_s_order_and_names_each_place_once():
 
 def test_a_string_is_a_regex_that_must_match_the_whole_path():
     assert select(r".*\.(0|11)\.attn\.[qv]_proj", PATHS) == ["blocks.0.attn.q_proj", "blocks.11.attn.q_proj"]
-    with pytest.raises(ValueError, match=r"'q_proj' matches no module in full \(a name goes into a list: \['q_proj'\]\)"):
+    with pytest.raises(ValueError, match=r"'q_proj' matches no module in full \(a name goes into a list"):
         select("q_proj", PATHS)
     with pytest.raises(ValueError, match=r"'\*_proj' is not a regex"):
         select("*_proj", PATHS)
@@ -93,7 +95,7 @@ def test_rank_patterns_are_read_as_peft_reads_them():
     assert by_path(patterns, "blocks.11.attn.q_proj", 9) == 2
     assert by_path(patterns, "blocks.0.mlp.up_proj", 9) == 3
     assert by_path(patterns, "blocks.10.attn.o_proj", 9) == 9
-    with pytest.raises(ValueError, match="rank_pattern: 'v_proj' matches no target; nearest: .*q_proj"):
+    with pytest.raises(ValueError, match=r"rank_pattern: 'v_proj' matches no target; nearest: .*q_proj"):
         check_keys("rank_pattern", {"q_proj": 1, "v_proj": 2}, PATHS)
 
 

@@ -173,7 +173,7 @@ def test_lora_inside_a_wrapped_place(place, family):
         p.add_adapter("around" if first is lora else "lora", second, seed=1)
         p.set_adapter(["lora", "around"])
         stirred(stirred(p, "lora"), "around")
-        assert {path for path in p.adapters["lora"].wrappers} == {
+        assert set(p.adapters["lora"].wrappers) == {
             "embed.tokens", "blocks.0.attn.q_proj", "blocks.1.attn.q_proj",
         }  # fmt: skip
         outputs.append(logits(p))

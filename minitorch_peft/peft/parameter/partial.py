@@ -28,10 +28,11 @@ class PartialConfig(PeftConfig):
     target_parameters: Pattern | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.top_layers is None) == (self.target_parameters is None):
             raise ValueError("give either top_layers (a number) or target_parameters (a pattern)")
-        if self.top_layers is not None and self.top_layers < 0:
-            raise ValueError(f"top_layers must be at least 0, got {self.top_layers}")
+        if self.top_layers is not None and (not isinstance(self.top_layers, int) or self.top_layers < 0):
+            raise ValueError(f"top_layers must be a whole number of at least 0, got {self.top_layers!r}")
 
 
 class Partial(Adapter):
