@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cli_cases import POSITIONS
+from cli_cases import POSITIONS, adapt_options
 
 from minitorch_peft.cli.generate import Printer
 from minitorch_peft.data.tokenizer import Tokenizer
@@ -30,9 +30,11 @@ def test_sampling_depends_on_the_seed_and_only_on_it(call, base):
     assert text(1) == text(1) != text(2)
 
 
-def test_an_adapter_changes_the_text_and_knows_its_base(call, base, adapted):
+def test_an_adapter_changes_the_text_and_knows_its_base(call, base, letters, tmp_path):
+    made = call(*adapt_options(base, letters), "--method", "full", "--lr", 0.1, "--out", tmp_path / "full")
+    assert made.code == 0, made.err
     alone = call("generate", "--base", base, "--prompt", "Dear", "--json").json
-    value = call("generate", "--adapter", adapted, "--prompt", "Dear", "--json").json
+    value = call("generate", "--adapter", tmp_path / "full", "--prompt", "Dear", "--json").json
     assert value["base"] == str(base) and value["continuation"] != alone["continuation"]
 
 
