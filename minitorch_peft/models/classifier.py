@@ -59,7 +59,7 @@ class SequenceClassifier(Module):
             labels: int (B,), each in [0, num_labels).
             attention_mask: (B, T), true (or 1) where there is a token; padding may stand on either side.
         """
-        context = ForwardContext() if context is None else context
+        context = self.model.new_context() if context is None else context
         ids = as_ids(input_ids, self.model.config.vocab_size)
         tokens = token_mask(attention_mask, ids.shape)
         h = self.model.encode_ids(ids, context, attention_mask=attention_mask)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from minitorch_peft.autograd.random import generator
 from minitorch_peft.autograd.tensor import no_grad
-from minitorch_peft.models.inputs import as_array
+from minitorch_peft.models.config import GPTConfig
+from minitorch_peft.models.inputs import as_array, as_ids
 
 
 def generate(
@@ -45,17 +47,14 @@ def generate(
     Returns:
         int (B, T + new); fewer than ``max_new_tokens`` are new where every row has ended.
     """
-    ids = as_array(input_ids)
-    if ids.ndim != 2 or ids.shape[1] == 0:
-        raise ValueError(f"input_ids must have shape (B, T) with T >= 1, got {ids.shape}")
     check_sampling(max_new_tokens, do_sample, temperature, top_k, top_p)
-    mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    ids, mask = check_input(model.config, input_ids, attention_mask, max_new_tokens)
     ends = eos_token_id if isinstance(eos_token_id, Iterable) else [eos_token_id]
     stop = np.array([i for i in ends if i is not None], dtype=ids.dtype)
     done = np.zeros(len(ids), bool)
     cache, new = None, ids
     for step in range(max_new_tokens):
-        with no_grad():
+        with no_grad(), evaluating(model):
             out = model(
                 new if use_cache else ids, attention_mask=mask, past_key_values=cache, use_cache=use_cache,
                 **forward_options,
@@ -77,6 +76,39 @@ def generate(
         if done.all():
             break
     return ids
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Inside, the model is in evaluation mode: no dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def check_input(
+    config: GPTConfig, input_ids: Any, attention_mask: Any, max_new_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 (B, T) and mask bool (B, T), or a ValueError before the first token is written."""
+    ids = as_ids(input_ids, config.vocab_size).astype(np.int64)
+    if ids.shape[1] == 0:
+        raise ValueError("input_ids must hold at least one token in each row, got none")
+    mask = np.ones(ids.shape, bool) if attention_mask is None else as_array(attention_mask)
+    if mask.shape != ids.shape or mask.dtype.kind not in "biu":
+        raise ValueError(f"attention_mask must be bool or 0 and 1 of shape {ids.shape}, got {mask.dtype} {mask.shape}")
+    mask = mask.astype(bool)
+    if not mask[:, -1].all():
+        raise ValueError("a row ends in a masked position: pad on the left, so that its text goes on where it ends")
+    needed = int(mask.sum(axis=1).max(initial=0)) + max_new_tokens - 1
+    if needed > config.n_positions:
+        raise ValueError(
+            f"{max_new_tokens} new tokens after {ids.shape[1]} needs {needed} positions, the model has "
+            f"{config.n_positions}: shorten the input or lower max_new_tokens"
+        )
+    return ids, mask
 
 
 def check_sampling(

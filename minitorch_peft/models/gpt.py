@@ -154,6 +154,7 @@ class GPT(Module):
     def __init__(self, config: GPTConfig, seed: int | None = 0) -> None:
         """``seed`` draws the starting weights; None leaves zeros, for a state that is to be loaded."""
         self.config = config
+        self.passes = 0  # in training, without a context of the caller's
         self.embed = Embed(config)
         self.blocks = Blocks([Block(config, i) for i in range(config.n_layer)])
         self.ln_f = make_norm(config)
@@ -195,7 +196,7 @@ class GPT(Module):
         Raises:
             ValueError: an id outside the vocabulary, more positions than the model has, shapes that disagree.
         """
-        context = ForwardContext() if context is None else context
+        context = self.new_context() if context is None else context
         context.hidden_states = [] if output_hidden_states else None
         cache = Cache() if use_cache and past_key_values is None else past_key_values
         if (input_ids is None) == (inputs_embeds is None):
@@ -211,6 +212,11 @@ class GPT(Module):
         if context.hidden_states is not None:
             context.hidden_states.append(h)
         return GPTOutput(logits, loss, cache, context.hidden_states, num_targets)
+
+    def new_context(self) -> ForwardContext:
+        """The context of a pass that was given none: in training, a hand-written loop draws dropout anew each time."""
+        self.passes += self.training
+        return ForwardContext(step=self.passes)
 
     def encode_ids(
         self, ids: np.ndarray, context: ForwardContext, cache: Cache | None = None,

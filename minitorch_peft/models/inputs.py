@@ -42,7 +42,8 @@ def prepare(
     offset = 0 if cache is None else cache.next_position
     context.cache, context.past_length = cache, past
     context.keep = visible_keys(attention_mask, B, T, prompt, past)
-    context.position_ids = positions(position_ids, context.keep, B, T, prompt, past, offset)
+    counted = context.keep if attention_mask is not None and as_array(attention_mask).ndim == 2 else None
+    context.position_ids = positions(position_ids, counted, B, T, prompt, past, offset)
     highest = int(context.position_ids.max(initial=-1))
     if highest >= config.n_positions:
         raise ValueError(
@@ -80,14 +81,17 @@ def visible_keys(attention_mask: Any, B: int, T: int, prompt: int, past: int) ->
 def positions(
     position_ids: Any, keep: np.ndarray | None, B: int, T: int, prompt: int, past: int, offset: int
 ) -> np.ndarray:
-    """int (B or 1, prompt + T). ``offset`` is the position of the first new vector where no key is masked."""
+    """int (B or 1, prompt + T). ``offset`` is the position of the first new vector where no key is masked.
+
+    ``keep`` is the mask (B, 1, 1, S) whose visible keys are counted, None to count all.
+    """
     if position_ids is not None:
         ids = as_array(position_ids)
         if ids.ndim != 2 or ids.shape[0] not in (1, B) or ids.shape[1] != T:
             raise ValueError(f"position_ids has shape {ids.shape}; expected ({B}, {T}) or (1, {T})")
         first = np.broadcast_to(np.arange(prompt), (ids.shape[0], prompt))
         return np.concatenate([first, ids + prompt], axis=1)
-    if keep is None or keep.shape[2] > 1:
+    if keep is None:
         return (offset + np.arange(prompt + T))[None]
     counted = np.cumsum(keep[:, 0, 0], axis=1)[:, past:] - 1
     return np.maximum(counted + offset - past, 0)

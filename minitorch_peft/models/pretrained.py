@@ -56,6 +56,8 @@ def load_pretrained(name_or_path: str | Path) -> GPT:
 
 def save_pretrained(model: GPT, directory: str | Path, format: str | None = None) -> None:
     """Write the directory that ``transformers`` loads, "gpt2" or "llama" (None: the one that fits)."""
+    if any(p.owner != "base" for p in model.parameters()):
+        raise ValueError("adapters are attached to this model: save merge_and_unload() or unload() of it instead")
     write_directory(directory, model.config.to_dict(), model.state_dict(), format)
 
 

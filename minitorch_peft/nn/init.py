@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,7 @@ def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def normal(std: float) -> Init:
     """N(0, std²)."""
-    return lambda rng, shape: rng.standard_normal(shape) * std
+    return partial(_normal, std)
 
 
 def kaiming_uniform(a: float = math.sqrt(5)) -> Init:
@@ -35,11 +36,16 @@ def kaiming_uniform(a: float = math.sqrt(5)) -> Init:
     With a = √5 the bound is 1/√fan_in: the start of ``torch.nn.Linear`` and of LoRA's A in ``peft``.
     """
 
-    def init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        bound = math.sqrt(6 / ((1 + a * a) * max(1, shape[-1])))
-        return rng.uniform(-bound, bound, shape)
+    return partial(_kaiming_uniform, a)
 
-    return init
+
+def _normal(std: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.standard_normal(shape) * std
+
+
+def _kaiming_uniform(a: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    bound = math.sqrt(6 / ((1 + a * a) * max(1, shape[-1])))
+    return rng.uniform(-bound, bound, shape)
 
 
 def initialize(module: Module, seed: int, prefix: str = "") -> None:
