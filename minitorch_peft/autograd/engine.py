@@ -108,7 +108,11 @@ def _run_rule(node: Node, g: np.ndarray) -> tuple[Any, ...]:
     assert node.function is not None
     before = checksum(g) if Context.debug else None
     with profiler.record(node.name, "backward"):
-        result = node.function.backward(node, g)
+        try:
+            result = node.function.backward(node, g)
+        except Exception as error:
+            error.add_note(f"in the backward rule of {node.name}, for a gradient {g.dtype} {g.shape}")
+            raise
     if before is not None:
         if checksum(g) != before:
             raise ContractError(node.name, "mutates-gradient", "backward wrote to the gradient that it was given")

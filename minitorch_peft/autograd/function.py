@@ -135,6 +135,9 @@ class Function:
             array = cls.forward(ctx, *(None if t is None else t.data for t in tensors), **constants)
         if before is not None and before != [checksum(t.data) for t in given]:
             raise ContractError(cls.__name__, "mutates-input", "forward wrote to one of its inputs")
+        if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "biuf":
+            got = "None: is a return missing?" if array is None else f"{type(array).__name__}; one numeric array is due"
+            raise ContractError(cls.__name__, "no-array", f"forward returned {got}")
         out = Tensor(np.asarray(array))
         for t in given:  # a view of an input is the same memory: a write to one is a write to the other
             if shares_buffer(out.data, t.data):

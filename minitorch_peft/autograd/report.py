@@ -110,7 +110,8 @@ def snippet(call: Call, index: int, u: np.ndarray, element: tuple[int, ...] | No
             lines.append(f"x{i} = mp.tensor({text}, requires_grad=True)")
         arguments.append(f"x{i}" if need else text)
     arguments += [f"{k}={v}" for k, v in constants.items()]
-    lines.append(f"y = {function.__qualname__}.apply({', '.join(arguments)})")
+    name = function.__name__ if "<locals>" in function.__qualname__ else function.__qualname__
+    lines.append(f"y = {name}.apply({', '.join(arguments)})")
     lines.append(f"y.backward(gradient={gradient})")
     lines.append(f"x{index}.grad  # see {list(element)}" if element else f"x{index}.grad")
     return lines

@@ -17,7 +17,8 @@ class Embedding(Function):
 
     @staticmethod
     def forward(ctx: Any, w: np.ndarray, *, ids: np.ndarray, padding_idx: int | None) -> np.ndarray:
-        ctx.size, ctx.ids, ctx.padding_idx = len(w), ids, padding_idx
+        ctx.size, ctx.padding_idx = len(w), padding_idx
+        ctx.ids = ids.copy() if ctx.needs_input_grad[0] else None  # the caller may write to them before backward
         return dispatch.get("embedding_forward", w.dtype)(w, ids)
 
     @staticmethod

@@ -14,6 +14,11 @@ from minitorch_peft.ops.shape import wrap_dim
 Items = tuple[Any, ...]
 
 
+def kept(index: Items, ctx: Any) -> Items:
+    """The index for backward, its arrays copied: the caller may write to them before backward comes."""
+    return tuple(np.array(i) if isinstance(i, np.ndarray) else i for i in index) if any(ctx.needs_input_grad) else index
+
+
 class Slice(Function):
     """y = x[index] for numbers, slices, None and ... (a view); the gradient fills its place among zeros."""
 
@@ -37,7 +42,7 @@ class Index(Function):
 
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, *, index: Items, unique: bool = False) -> np.ndarray:
-        ctx.shape, ctx.index, ctx.unique = x.shape, index, unique
+        ctx.shape, ctx.index, ctx.unique = x.shape, kept(index, ctx), unique
         return x[index]
 
     @staticmethod
@@ -162,7 +167,7 @@ class ScatterAdd(Function):
 
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, s: np.ndarray, *, index: Items) -> np.ndarray:
-        ctx.index = index
+        ctx.index = kept(index, ctx)
         y = np.array(x)
         np.add.at(y, index, s)
         return y

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minitorch_peft import functional as F
-from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.autograd.tensor import Tensor, is_grad_enabled
 from minitorch_peft.ops.promotion import NUMBERS
 
 # F.name(x, ...) is also x.name(...)
@@ -39,6 +39,8 @@ def install() -> None:
         "__truediv__": _operator(F.div), "__rtruediv__": _reflected(F.div),
         "__pow__": _operator(F.pow), "__rpow__": _reflected(F.pow),
         "__matmul__": _operator(F.matmul), "__rmatmul__": _reflected(F.matmul),
+        "__iadd__": _in_place(F.add, Tensor.add_), "__isub__": _in_place(F.sub, Tensor.sub_),
+        "__imul__": _in_place(F.mul, Tensor.mul_), "__itruediv__": _in_place(F.div, Tensor.div_),
         "__eq__": _operator(F.eq), "__ne__": _operator(F.ne), "__lt__": _operator(F.lt),
         "__le__": _operator(F.le), "__gt__": _operator(F.gt), "__ge__": _operator(F.ge),
         "__and__": _operator(_of_bools(F.logical_and)), "__or__": _operator(_of_bools(F.logical_or)),
@@ -56,6 +58,19 @@ def _operator(function: Callable[..., Tensor]) -> Callable[..., Any]:
     @wraps(function)
     def operator(self: Tensor, other: Any) -> Any:
         return function(self, other) if isinstance(other, OPERANDS) else NotImplemented
+
+    return operator
+
+
+def _in_place(function: Callable[..., Tensor], write: Callable[..., Tensor]) -> Callable[..., Any]:
+    """``x += y``: a write where nothing is to be differentiated (an update under no_grad), else x = x + y."""
+
+    @wraps(function)
+    def operator(self: Tensor, other: Any) -> Any:
+        if not isinstance(other, OPERANDS):
+            return NotImplemented
+        recorded = self.requires_grad or (isinstance(other, Tensor) and other.requires_grad)
+        return function(self, other) if recorded and is_grad_enabled() else write(self, other)
 
     return operator
 
