@@ -23,7 +23,7 @@ def make_model(size: str) -> GPT:
 
 
 def make_batch(size: str) -> tuple[np.ndarray, np.ndarray]:
-    """ids and labels (B, T); the labels are of the same positions, so that nothing is shifted away."""
+    """Random ids and labels (B, T); both models shift the labels by one."""
     rng = np.random.default_rng(0)
     shape = (SIZES[size]["batch"], SIZES[size]["n_positions"])
     return rng.integers(0, VOCABULARY, shape), rng.integers(0, VOCABULARY, shape)
