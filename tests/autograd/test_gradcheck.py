@@ -304,7 +304,7 @@ def test_a_wrong_operation_behind_one_on_a_kink_is_blamed():
 
 
 def test_noise_from_a_cancellation_is_met_with_larger_steps():
-    assert mp.gradcheck(lambda x: (F.sin(x) + 1e6) - 1e6, (drawn(4),))
+    assert mp.gradcheck(lambda x: (x * 3.0 + 1e8) - 1e8, (drawn(4),))
 
 
 def test_a_jump_is_no_derivative():
