@@ -1,17 +1,29 @@
-"""Argument checks that the reference and the fast version of a kernel share."""
+"""Argument checks that the reference and the fast version of a kernel share: compiled code trusts its arguments."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def same_length(what: str, left: str, left_size: int, right: str, right_size: int) -> None:
-    """Raise ValueError unless two dimensions that are contracted (or paired) agree."""
-    if left_size != right_size:
-        raise ValueError(f"{what}: {left} is {left_size} but {right} is {right_size}; they must be equal")
+def same_shape(kernel: str, name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+    """Raise ValueError unless the argument ``name`` has the shape that the others call for.
+
+    >>> same_shape("softmax", "grad", np.zeros((2, 3)), (2, 4))
+    Traceback (most recent call last):
+    ValueError: softmax: grad has shape (2, 3), the other arguments call for (2, 4)
+    """
+    if array.shape != expected:
+        raise ValueError(f"{kernel}: {name} has shape {array.shape}, the other arguments call for {expected}")
 
 
-def ids_within(what: str, ids: np.ndarray, size: int) -> None:
-    """Raise IndexError unless 0 <= ids < size."""
+def whole_numbers(kernel: str, name: str, ids: np.ndarray) -> None:
+    """Raise TypeError unless ids are integers (a cast would cut 1.9 to 1 and say nothing)."""
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{kernel}: {name} must be integers, got {ids.dtype}")
+
+
+def ids_within(kernel: str, ids: np.ndarray, size: int) -> None:
+    """Raise unless ids are integers (TypeError) in [0, size) (IndexError)."""
+    whole_numbers(kernel, "ids", ids)
     if ids.size and (ids.min() < 0 or ids.max() >= size):
-        raise IndexError(f"{what}: ids must lie in [0, {size}), got {ids.min()} to {ids.max()}")
+        raise IndexError(f"{kernel}: ids must lie in [0, {size}), got {ids.min()} to {ids.max()}")

@@ -9,16 +9,21 @@ Three choices make loops over floats fast and keep them honest:
   A loop with computed bounds directly inside ``prange`` is not vectorised.
 
 The signature of a kernel is fixed: C-contiguous, and read-only for inputs (which accepts writable arrays as well), so
-nothing is ever compiled twice because an array had another layout. Changing a function that kernels of *other* files
-call (here, in ``gemm.py`` or ``math32.py``) does not outdate their cached machine code: delete ``__pycache__`` then.
+nothing is ever compiled twice because an array had another layout. Numba notices when the file of a kernel changes, but
+not when a function that it calls in another file does: so the cache's folder is named after what kernels share, the
+files beside this one, and a kernel never calls a compiled function of another family.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -33,7 +38,7 @@ def _array(dtype: types.Type, ndim: int, layout: str = "C", readonly: bool = Fal
     return types.Array(dtype, ndim, layout, readonly=readonly)
 
 
-IN1, IN2, IN3 = (_array(types.float32, n, readonly=True) for n in (1, 2, 3))
+IN1, IN2 = (_array(types.float32, n, readonly=True) for n in (1, 2))
 OUT1, OUT2, OUT3, OUT4 = (_array(types.float32, n) for n in (1, 2, 3, 4))
 VIEW3, VIEW4 = (_array(types.float32, n, "A", readonly=True) for n in (3, 4))
 IDS = _array(types.int64, 1, readonly=True)
@@ -50,6 +55,24 @@ exact = numba.njit(fastmath={"contract"}, forceinline=True, **_HELPER)
 
 NO_VECTOR = np.zeros(0, np.float32)
 """Stands for an absent bias."""
+
+
+GRAIN = 1 << 15
+"""Elements below which waking the other threads costs more than it saves."""
+
+PATIENCE = 1.0
+"""Seconds of compiling after which a user is told what is going on."""
+
+
+def parts(work: int) -> int:
+    """Into how many parts to cut so many elements: a function of their number and of the thread count only."""
+    return 1 if work < GRAIN else numba.get_num_threads()
+
+
+@inner
+def span(t, parts, size):
+    """Where part ``t`` of ``size`` elements begins and ends."""
+    return t * size // parts, (t + 1) * size // parts
 
 
 def kernel(*arguments: types.Type) -> Callable[[Callable], Callable]:
@@ -81,47 +104,54 @@ def kernel(*arguments: types.Type) -> Callable[[Callable], Callable]:
 
 
 def _compile(function: Callable, arguments: tuple[types.Type, ...]) -> Callable:
-    options = {"parallel": True, "cache": True, "fastmath": FAST, "error_model": "numpy"}
-    with _announcement():
-        return numba.njit(types.void(*arguments), **options)(function)
+    runtime.start()
+    root = cache_root()
+    options = {"parallel": True, "cache": root is not None, "fastmath": FAST, "error_model": "numpy"}
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(root / shared_sources()) if root else ""
+    try:
+        with _announced():
+            return numba.njit(types.void(*arguments), **options)(function)
+    finally:
+        numba.config.CACHE_DIR = before
 
 
-GRAIN = 1 << 15
-"""Elements (or multiply-adds) below which waking the other threads costs more than it saves."""
+def cache_root() -> Path | None:
+    """Where machine code is kept: NUMBA_CACHE_DIR, else beside this file, else in the user's cache; None: nowhere."""
+    user = Path(os.path.expanduser("~"), ".cache", "minitorch-peft")
+    for folder in filter(None, (numba.config.CACHE_DIR, Path(__file__).parent / "__pycache__", user)):
+        with suppress(OSError):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return Path(folder)
+    return None
 
 
-def parts(work: int) -> int:
-    """Into how many parts to cut a problem of this many elements: a function of its size and the thread count only."""
-    return 1 if work < GRAIN else numba.get_num_threads()
+@functools.cache
+def shared_sources(folder: Path = Path(__file__).parent) -> str:
+    """A name that changes whenever one of the files changes that kernels of several families share."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return f"kernels-{digest.hexdigest()[:12]}"
 
 
-PATIENCE = 1.0
-"""Seconds of compiling after which a user is told what is going on."""
+_told = threading.Event()
 
 
-@inner
-def span(t, parts, size):
-    """Where part ``t`` of ``size`` elements begins and ends."""
-    return t * size // parts, (t + 1) * size // parts
+@contextmanager
+def _announced() -> Iterator[None]:
+    """Say, once in a process, that kernels are being compiled, if that takes longer than a second."""
+    timer = threading.Timer(PATIENCE, _announce)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
-class _announcement:  # noqa: N801 (used as a with-statement, reads as one)
-    """Say once that kernels are being compiled, if that takes longer than a second."""
-
-    _said = False
-
-    def __enter__(self) -> None:
-        runtime.start()
-        self._timer = threading.Timer(PATIENCE, self._say)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._timer.cancel()
-
-    @classmethod
-    def _say(cls) -> None:
-        if not cls._said:
-            cls._said = True
-            message = "minitorch-peft: compiling kernels for this machine (first run only) ..."
-            print(message, file=sys.stderr, flush=True)
+def _announce() -> None:
+    if not _told.is_set():
+        _told.set()
+        message = "minitorch-peft: compiling kernels for this machine (first run only) ..."
+        print(message, file=sys.stderr, flush=True)

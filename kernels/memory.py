@@ -15,8 +15,8 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_TOP_PAD = -2
 
-LARGEST_REUSED = 1 << 30
-"""Arrays up to this many bytes come from the heap (the largest value that glibc's int argument allows, rounded)."""
+LARGEST_REUSED = (1 << 30, 32 << 20)
+"""Arrays up to this many bytes come from the heap; glibc before 2.35 takes the second value only."""
 
 
 def keep_freed_buffers() -> bool:
@@ -29,9 +29,5 @@ def keep_freed_buffers() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library (TypeError: Windows has no CDLL(None))
         return False
-    accepted = [
-        mallopt(_M_MMAP_THRESHOLD, LARGEST_REUSED),
-        mallopt(_M_TRIM_THRESHOLD, LARGEST_REUSED),
-        mallopt(_M_TOP_PAD, 64 << 20),
-    ]
-    return all(accepted)
+    reused = any(mallopt(_M_MMAP_THRESHOLD, size) for size in LARGEST_REUSED)
+    return reused and bool(mallopt(_M_TRIM_THRESHOLD, LARGEST_REUSED[0]) and mallopt(_M_TOP_PAD, 64 << 20))

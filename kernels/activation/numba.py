@@ -6,12 +6,14 @@ tanh(u) = 2 sigmoid(2 u) - 1, so GPT-2's GELU is x sigmoid(2 u).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numba import prange
 
 from ..jit import IN1, OUT1, inner, kernel, parts, span
 from ..math32 import exp32, normal_cdf32, sigmoid32
+from .reference import check_shapes
 
 f32 = np.float32
 _ONE = f32(1)
@@ -137,49 +139,51 @@ def _flat(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x).reshape(-1)
 
 
-def _map(compiled, *inputs: np.ndarray) -> np.ndarray:
-    y = np.empty(inputs[0].shape, np.float32)
-    compiled(parts(y.size), *(_flat(x) for x in inputs), y.reshape(-1))
+def _map(compiled: Callable, **inputs: np.ndarray) -> np.ndarray:
+    check_shapes(inputs)
+    y = np.empty(next(iter(inputs.values())).shape, np.float32)
+    compiled(parts(y.size), *(_flat(x) for x in inputs.values()), y.reshape(-1))
     return y
 
 
 def gelu_forward(x: np.ndarray) -> np.ndarray:
     """See the reference."""
-    return _map(_gelu_forward, x)
+    return _map(_gelu_forward, x=x)
 
 
 def gelu_backward(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
     """See the reference."""
-    return _map(_gelu_backward, grad, x)
+    return _map(_gelu_backward, grad=grad, x=x)
 
 
 def gelu_tanh_forward(x: np.ndarray) -> np.ndarray:
     """See the reference."""
-    return _map(_gelu_tanh_forward, x)
+    return _map(_gelu_tanh_forward, x=x)
 
 
 def gelu_tanh_backward(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
     """See the reference."""
-    return _map(_gelu_tanh_backward, grad, x)
+    return _map(_gelu_tanh_backward, grad=grad, x=x)
 
 
 def silu_forward(x: np.ndarray) -> np.ndarray:
     """See the reference."""
-    return _map(_silu_forward, x)
+    return _map(_silu_forward, x=x)
 
 
 def silu_backward(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
     """See the reference."""
-    return _map(_silu_backward, grad, x)
+    return _map(_silu_backward, grad=grad, x=x)
 
 
 def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """See the reference."""
-    return _map(_swiglu_forward, gate, up)
+    return _map(_swiglu_forward, gate=gate, up=up)
 
 
 def swiglu_backward(grad: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """See the reference."""
+    check_shapes({"grad": grad, "gate": gate, "up": up})
     dgate, dup = np.empty(gate.shape, np.float32), np.empty(gate.shape, np.float32)
     inputs = (_flat(x) for x in (grad, gate, up))
     _swiglu_backward(parts(gate.size), *inputs, dgate.reshape(-1), dup.reshape(-1))

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from ..checks import same_shape
+
 _TANH_SCALE = math.sqrt(2 / math.pi)
 _TANH_CUBIC = 0.044715
 
@@ -25,6 +27,7 @@ def gelu_backward(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
     >>> gelu_backward(np.ones(1), np.zeros(1)).tolist()
     [0.5]
     """
+    check_shapes({"grad": grad, "x": x})
     density = np.exp(-0.5 * x * x) * x.dtype.type(1 / math.sqrt(2 * math.pi))
     return grad * (_normal_cdf(x) + x * density)
 
@@ -44,6 +47,7 @@ def gelu_tanh_backward(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
     >>> gelu_tanh_backward(np.ones(1), np.zeros(1)).tolist()
     [0.5]
     """
+    check_shapes({"grad": grad, "x": x})
     tanh = np.tanh(_tanh_argument(x))
     slope = _TANH_SCALE * (1 + 3 * _TANH_CUBIC * x * x)
     return grad * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * slope)
@@ -64,6 +68,7 @@ def silu_backward(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
     >>> silu_backward(np.ones(1), np.zeros(1)).tolist()
     [0.5]
     """
+    check_shapes({"grad": grad, "x": x})
     s = _sigmoid(x)
     return grad * s * (1 + x * (1 - s))
 
@@ -74,6 +79,7 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     >>> swiglu_forward(np.array([1.0]), np.array([2.0])).round(4).tolist()
     [1.4621]
     """
+    check_shapes({"gate": gate, "up": up})
     return silu_forward(gate) * up
 
 
@@ -84,6 +90,7 @@ def swiglu_backward(grad: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple
     >>> dgate.tolist(), dup.tolist()
     ([2.0], [0.0])
     """
+    check_shapes({"grad": grad, "gate": gate, "up": up})
     return silu_backward(grad * up, gate), grad * silu_forward(gate)
 
 
@@ -99,3 +106,10 @@ def _normal_cdf(x: np.ndarray) -> np.ndarray:
     from scipy.special import erfc  # loaded only where it is used: SciPy takes longer to import than NumPy
 
     return 0.5 * erfc(x * x.dtype.type(-math.sqrt(0.5)))
+
+
+def check_shapes(inputs: dict[str, np.ndarray]) -> None:
+    """Raise ValueError unless all inputs have one shape."""
+    shape = next(iter(inputs.values())).shape
+    for name, array in inputs.items():
+        same_shape("activation", name, array, shape)

@@ -17,11 +17,12 @@ from numba import prange
 
 from .. import runtime
 from ..gemm import at, gemm
-from ..jit import FLAG, INT, OUT3, OUT4, REAL, VIEW4, inner, kernel, parts, span
+from ..jit import FLAG, INT, OUT3, OUT4, REAL, VIEW4, inner, kernel, span
 from ..layout import heads_of, rows_adjacent
 from ..math32 import dot, exp32, exp_shifted, row_max, scale
 from ..pointers import row_at
-from .reference import check_shapes
+from ..products import product_parts
+from .reference import check_backward, check_shapes
 
 f32 = np.float32
 _BLOCK = 48
@@ -55,8 +56,8 @@ def _scores(scene, b, h, i0, i1, keys, p):
     blas, q, k, _, mask, has_mask, _, factor = scene
     queries, q_ld = _head(q, b, h)
     shared, k_ld = _head(k, b, h * k.shape[1] // q.shape[1])
-    gemm(blas, False, True, i1 - i0, keys, q.shape[3], factor, queries + 4 * i0 * q_ld, q_ld, shared, k_ld, 0.0,
-         at(p, 0), p.shape[1])  # fmt: skip
+    first, rows = queries + 4 * i0 * q_ld, i1 - i0
+    gemm(blas, False, True, rows, keys, q.shape[3], factor, first, q_ld, shared, k_ld, 0.0, at(p, 0), p.shape[1])
     if has_mask:
         for i in range(i0, i1):
             _add_mask(p[i - i0, :keys], mask, b, h, i)
@@ -133,9 +134,8 @@ def _score_gradients(scene, grad, out, b, h, i0, i1, keys, p, dp):
     g, g_ld = _head(grad, b, h)
     o, o_ld = _head(out, b, h)
     values, v_ld = _head(v, b, h * k.shape[1] // q.shape[1])
-    gemm(
-        blas, False, True, i1 - i0, keys, size, 1.0, g + 4 * i0 * g_ld, g_ld, values, v_ld, 0.0, at(dp, 0), dp.shape[1]
-    )
+    first, rows = g + 4 * i0 * g_ld, i1 - i0
+    gemm(blas, False, True, rows, keys, size, 1.0, first, g_ld, values, v_ld, 0.0, at(dp, 0), dp.shape[1])
     for i in range(i0, i1):
         delta = dot(row_at(g + 4 * i * g_ld, size), row_at(o + 4 * i * o_ld, size))
         _score_gradient_row(dp[i - i0, :keys], p[i - i0, :keys], delta, f32(factor))
@@ -158,13 +158,12 @@ def _backward_block(scene, needs, grad, out, lse, b, h, i0, i1, dq, dk, dv, p, d
     if needs[0]:
         shared, k_ld = _head(k, b, kv)
         q_width = q.shape[1] * size
-        gemm(blas, False, False, rows, size, keys, 1.0, at(dp, 0), ld, shared, k_ld, 0.0,
-             at(dq, (b * queries + i0) * q_width + h * size), q_width)  # fmt: skip
+        row = at(dq, (b * queries + i0) * q_width + h * size)
+        gemm(blas, False, False, rows, size, keys, 1.0, at(dp, 0), ld, shared, k_ld, 0.0, row, q_width)
     if needs[1]:
         x, q_ld = _head(q, b, h)
-        gemm(
-            blas, True, False, keys, size, rows, 1.0, at(dp, 0), ld, x + 4 * i0 * q_ld, q_ld, 1.0, at(dk, first), width
-        )
+        x += 4 * i0 * q_ld
+        gemm(blas, True, False, keys, size, rows, 1.0, at(dp, 0), ld, x, q_ld, 1.0, at(dk, first), width)
 
 
 @inner
@@ -222,7 +221,7 @@ def attention_forward(
     """See the reference; ``out`` is a view of (B, T, H, D) memory."""
     check_shapes(q, k, v)
     out, lse = _with_heads_inside(q), np.empty(q.shape[:3], np.float32)
-    pieces = parts(q.size * k.shape[2])
+    pieces = product_parts(q.size // max(q.shape[3], 1), k.shape[2], q.shape[3])
     scratch = np.empty((pieces, _BLOCK, k.shape[2]), np.float32)
     _forward(pieces, *_scene(q, k, v, mask, causal, scale), out, lse, scratch)
     return out.transpose(0, 2, 1, 3), lse
@@ -241,8 +240,8 @@ def attention_backward(
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """See the reference; the gradients are views of (B, T, H, D) memory."""
-    check_shapes(q, k, v)
-    pieces = parts(q.size * k.shape[2])
+    check_backward(grad, q, k, v, out, lse)
+    pieces = product_parts(q.size // max(q.shape[3], 1), k.shape[2], q.shape[3])
     dq, dk, dv = (_with_heads_inside(x if need else x[:0]) for x, need in zip((q, k, v), needs, strict=True))
     scratch = np.empty((pieces, 2, _BLOCK, k.shape[2]), np.float32)
     grad, out, lse = heads_of(grad), heads_of(out), np.ascontiguousarray(lse)

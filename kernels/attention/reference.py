@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..checks import same_shape
+
 
 def attention_forward(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, causal: bool, scale: float
@@ -52,6 +54,7 @@ def attention_backward(
     >>> attention_backward(np.ones_like(q), q, q, v, out, lse, None, True, 1.0)[2].ravel().tolist()
     [1.5, 0.5]
     """
+    check_backward(grad, q, k, v, out, lse)
     scores = _scores(q, k, v, mask, causal, scale)
     p = np.exp(scores - np.where(np.isneginf(lse), 0, lse)[..., None])
     ds = p * (grad @ _repeat(v, q).swapaxes(-1, -2) - (grad * out).sum(-1, keepdims=True))
@@ -96,3 +99,13 @@ def check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
             f"attention: expected q (B, H, T, D) and k, v (B, Hkv, S, D) with H a multiple of Hkv, "
             f"got q {q.shape}, k {k.shape}, v {v.shape}"
         )
+
+
+def check_backward(
+    grad: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, lse: np.ndarray
+) -> None:
+    """Raise ValueError unless grad and out (B, H, T, D) and lse (B, H, T) fit the arguments of the forward pass."""
+    check_shapes(q, k, v)
+    same_shape("attention", "grad", grad, q.shape)
+    same_shape("attention", "out", out, q.shape)
+    same_shape("attention", "lse", lse, q.shape[:3])

@@ -95,6 +95,7 @@ def cross_entropy_backward(
     label_smoothing: float,
 ) -> np.ndarray:
     """See the reference."""
+    check_arguments(logits, target, ignore_index, {"grad": grad, "lse": lse})
     rows = np.ascontiguousarray(logits)
     dlogits = np.empty(rows.shape, np.float32)
     ids = np.ascontiguousarray(target, np.int64)

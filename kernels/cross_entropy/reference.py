@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_length
+from ..checks import same_shape, whole_numbers
 
 
 def cross_entropy_forward(
@@ -13,7 +13,8 @@ def cross_entropy_forward(
     """The loss of each row and its log-sum-exp, from logits (R, V) and class ids target (R,); both results (R,).
 
     loss = lse - (1 - s) logits[target] - s mean(logits), with s = label_smoothing; 0 where target is ignore_index.
-    Raises ValueError when R differs, IndexError for a target that is neither a class nor ignore_index.
+    Raises ValueError when R differs, TypeError for targets that are not integers, IndexError for a target that is
+    neither a class nor ignore_index.
 
     >>> loss, lse = cross_entropy_forward(np.zeros((2, 4)), np.array([1, -100]), -100, 0.0)
     >>> loss.round(4).tolist(), lse.round(4).tolist()
@@ -47,6 +48,7 @@ def cross_entropy_backward(
     >>> cross_entropy_backward(np.ones(1), logits, np.array([0]), np.log(np.full(1, 2.0)), -100, 0.0).round(6).tolist()
     [[-0.5, 0.5]]
     """
+    check_arguments(logits, target, ignore_index, {"grad": grad, "lse": lse})
     kept = target != ignore_index
     s = logits.dtype.type(label_smoothing)
     dlogits = np.exp(logits - lse[:, None]) - s / logits.shape[-1]
@@ -54,9 +56,14 @@ def cross_entropy_backward(
     return np.where(kept[:, None], dlogits * grad[:, None], 0).astype(logits.dtype)
 
 
-def check_arguments(logits: np.ndarray, target: np.ndarray, ignore_index: int) -> None:
-    """Raise unless target (R,) holds a class of logits (R, V), or ignore_index, for each row."""
-    same_length("cross_entropy", "len(target)", len(target), "len(logits)", len(logits))
+def check_arguments(
+    logits: np.ndarray, target: np.ndarray, ignore_index: int, rows: dict[str, np.ndarray] | None = None
+) -> None:
+    """Raise unless target (R,) holds a class of logits (R, V), or ignore_index, for each row; ``rows`` are (R,) too."""
+    for name, array in (rows or {}).items():
+        same_shape("cross_entropy", name, array, logits.shape[:1])
+    same_shape("cross_entropy", "target", target, logits.shape[:1])
+    whole_numbers("cross_entropy", "target", target)
     wrong = (target != ignore_index) & ((target < 0) | (target >= logits.shape[-1]))
     if wrong.any():
         row = int(np.argmax(wrong))

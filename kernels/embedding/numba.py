@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..checks import ids_within
+from ..checks import ids_within, same_shape
 from ..jit import IDS, IN2, OUT2, inner, kernel, parts, span
 from ..layout import rows_of
 from ..math32 import add, copy
@@ -52,6 +52,7 @@ def embedding_forward(weight: np.ndarray, ids: np.ndarray) -> np.ndarray:
 def embedding_backward(grad: np.ndarray, ids: np.ndarray, num_embeddings: int) -> np.ndarray:
     """See the reference."""
     ids_within("embedding", ids, num_embeddings)
+    same_shape("embedding", "grad", grad, (*ids.shape, *grad.shape[-1:]))
     rows = rows_of(grad)
     dweight = np.empty((num_embeddings, rows.shape[1]), np.float32)
     flat = np.ascontiguousarray(ids, np.int64).reshape(-1)

@@ -12,10 +12,10 @@ from numba import prange
 
 from .. import runtime
 from ..gemm import at, gemm, skinny_step
-from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, REAL, inner, kernel, parts, span
+from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, REAL, inner, kernel, span
 from ..layout import rows_of
-from ..linear.numba import bias_gradient, block, fill_bias, weight_gradient
-from .reference import check_shapes
+from ..products import bias_gradient, block, fill_bias, product_parts, weight_gradient
+from .reference import check_backward, check_forward
 
 
 @inner
@@ -33,23 +33,8 @@ def _sum_over_rows(blas, rows, m, n, alpha, a, lda, b, ldb, c, ldc):
     """c (m, n) = alpha a (rows, m).T b (rows, n), where m or n is the rank; a, b, c are addresses."""
     step = skinny_step(rows, m, n)
     for i in range(0, max(rows, 1), step):
-        beta = 0.0 if i == 0 else 1.0
-        gemm(
-            blas,
-            True,
-            False,
-            m,
-            n,
-            min(step, rows - i),
-            alpha,
-            a + 4 * i * lda,
-            lda,
-            b + 4 * i * ldb,
-            ldb,
-            beta,
-            c,
-            ldc,
-        )
+        beta, count = 0.0 if i == 0 else 1.0, min(step, rows - i)
+        gemm(blas, True, False, m, n, count, alpha, a + 4 * i * lda, lda, b + 4 * i * ldb, ldb, beta, c, ldc)
 
 
 @inner
@@ -145,12 +130,13 @@ def lora_linear_forward(
     scaling: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """See the reference."""
-    check_shapes(x, weight, lora_a, lora_b)
+    check_forward(x, weight, bias, lora_a, lora_b)
     rows, (n, k), rank = rows_of(x), weight.shape, lora_a.shape[0]
     y, xa = np.empty((rows.shape[0], n), np.float32), np.empty((rows.shape[0], rank), np.float32)
     bias = NO_VECTOR if bias is None else np.ascontiguousarray(bias)
     weight, lora_a, lora_b = (np.ascontiguousarray(m) for m in (weight, lora_a, lora_b))
-    _forward(parts(y.size * k), runtime.start(), rows, weight, bias, lora_a, lora_b, float(scaling), xa, y)
+    inputs = (runtime.start(), rows, weight, bias, lora_a, lora_b, float(scaling))
+    _forward(product_parts(len(rows), n, k), *inputs, xa, y)
     return y.reshape(*x.shape[:-1], n), xa.reshape(*x.shape[:-1], rank)
 
 
@@ -165,11 +151,12 @@ def lora_linear_backward(
     needs: tuple[bool, bool, bool, bool, bool] = (True, False, False, True, True),
 ) -> tuple[np.ndarray | None, ...]:
     """See the reference."""
+    check_backward(grad, x, xa, weight, lora_a, lora_b)
     g, rows, xa_rows = rows_of(grad), rows_of(x), rows_of(xa)
     weight, lora_a, lora_b = (np.ascontiguousarray(m) for m in (weight, lora_a, lora_b))
     shapes = (rows.shape, weight.shape, weight.shape[:1], lora_a.shape, lora_b.shape)
     out = [np.empty(s if need else (0,) * len(s), np.float32) for s, need in zip(shapes, needs, strict=True)]
     inputs = (runtime.start(), g, rows, xa_rows, weight, lora_a, lora_b, float(scaling), *needs)
-    _backward(parts(g.size * weight.shape[1]), *inputs, np.empty(xa_rows.shape, np.float32), *out)
+    _backward(product_parts(len(g), *weight.shape), *inputs, np.empty(xa_rows.shape, np.float32), *out)
     out[0] = out[0].reshape(x.shape) if needs[0] else out[0]
     return tuple(gradient if need else None for gradient, need in zip(out, needs, strict=True))

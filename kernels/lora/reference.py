@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_length
+from ..checks import same_shape
 from ..layout import rows_of
 
 
@@ -19,14 +19,14 @@ def lora_linear_forward(
     """y = x W.T + b + s (x A.T) B.T; the product B A is never formed.
 
     x (..., K), weight (N, K), bias (N,) or None, lora_a (r, K), lora_b (N, r); returns y (..., N) and
-    xa = x A.T (..., r), which the backward pass needs. Raises ValueError when the shapes do not fit together.
+    xa = x A.T (..., r), which the backward pass needs. Raises ValueError for shapes that do not fit.
 
     >>> one = np.ones((1, 1))
     >>> y, xa = lora_linear_forward(np.array([[3.0]]), one, None, 2 * one, 5 * one, 0.1)
     >>> y.tolist(), xa.tolist()
     ([[6.0]], [[6.0]])
     """
-    check_shapes(x, weight, lora_a, lora_b)
+    check_forward(x, weight, bias, lora_a, lora_b)
     y = x @ weight.T
     xa = x @ lora_a.T
     y += (xa @ lora_b.T) * x.dtype.type(scaling)
@@ -55,6 +55,7 @@ def lora_linear_backward(
     ([[2.0]], [[1.5]], [[0.6]])
     """
     s = grad.dtype.type(scaling)
+    check_backward(grad, x, xa, weight, lora_a, lora_b)
     g, rows = rows_of(grad), rows_of(x)
     dxa = s * (g @ lora_b)
     return (
@@ -66,9 +67,22 @@ def lora_linear_backward(
     )
 
 
-def check_shapes(x: np.ndarray, weight: np.ndarray, lora_a: np.ndarray, lora_b: np.ndarray) -> None:
-    """Raise ValueError unless x (..., K), weight (N, K), lora_a (r, K) and lora_b (N, r) fit together."""
-    same_length("lora_linear", "x.shape[-1]", x.shape[-1], "weight.shape[1]", weight.shape[1])
-    same_length("lora_linear", "lora_a.shape[1]", lora_a.shape[1], "weight.shape[1]", weight.shape[1])
-    same_length("lora_linear", "lora_b.shape[0]", lora_b.shape[0], "weight.shape[0]", weight.shape[0])
-    same_length("lora_linear", "lora_a.shape[0]", lora_a.shape[0], "lora_b.shape[1]", lora_b.shape[1])
+def check_forward(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, lora_a: np.ndarray, lora_b: np.ndarray
+) -> None:
+    """Raise ValueError unless x (..., K), weight (N, K), bias (N,), lora_a (r, K) and lora_b (N, r) fit together."""
+    (n, k), rank = weight.shape, lora_a.shape[0]
+    same_shape("lora_linear", "x", x, (*x.shape[:-1], k))
+    same_shape("lora_linear", "lora_a", lora_a, (rank, k))
+    same_shape("lora_linear", "lora_b", lora_b, (n, rank))
+    if bias is not None:
+        same_shape("lora_linear", "bias", bias, (n,))
+
+
+def check_backward(
+    grad: np.ndarray, x: np.ndarray, xa: np.ndarray, weight: np.ndarray, lora_a: np.ndarray, lora_b: np.ndarray
+) -> None:
+    """Raise ValueError unless grad (..., N) and xa (..., r) fit the arguments of the forward pass."""
+    check_forward(x, weight, None, lora_a, lora_b)
+    same_shape("lora_linear", "grad", grad, (*x.shape[:-1], weight.shape[0]))
+    same_shape("lora_linear", "xa", xa, (*x.shape[:-1], lora_a.shape[0]))

@@ -5,12 +5,15 @@ Transposed operands are read where they lie; only an operand without unit stride
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import prange
 
 from .. import runtime
 from ..gemm import at, gemm
-from ..jit import FLAG, IDS, INT, OUT3, inner, kernel, parts, span
+from ..jit import FLAG, IDS, INT, OUT3, inner, kernel, span
+from ..products import product_parts
 from .reference import check_shapes
 
 
@@ -19,22 +22,8 @@ def _block(t, parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out):
     count, m, n = out.shape
     first, last = span(t, parts, count)
     for i in range(first, last):
-        gemm(
-            blas,
-            a_t,
-            b_t,
-            m,
-            n,
-            k,
-            1.0,
-            a + 4 * a_step[i],
-            a_ld,
-            b + 4 * b_step[i],
-            b_ld,
-            0.0,
-            at(out, i * m * n),
-            n,
-        )
+        ai, bi = a + 4 * a_step[i], b + 4 * b_step[i]
+        gemm(blas, a_t, b_t, m, n, k, 1.0, ai, a_ld, bi, b_ld, 0.0, at(out, i * m * n), n)
 
 
 @inner
@@ -55,8 +44,10 @@ def _matmul(parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out):
             _block(t, parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out)
 
 
-def _operand(x: np.ndarray, batch: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, int, bool]:
-    """(array kept alive, element offset of each matrix, distance of rows, is it stored transposed)."""
+def _operand(x: np.ndarray, batch: tuple[int, ...]) -> tuple[np.ndarray, tuple]:
+    """An array to keep alive, and for compiled code: address, offset of each matrix, row distance, transposed?"""
+    if x.dtype != np.float32:  # compiled code gets an address, not a type
+        raise TypeError(f"matmul: expected two float32 arrays, got one of {x.dtype}")
     rows, columns = x.shape[-2:]
     row, column = (stride // 4 for stride in x.strides[-2:])
     plain = (column == 1 or columns == 1) and row >= columns
@@ -68,19 +59,16 @@ def _operand(x: np.ndarray, batch: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
     strides = np.broadcast_to(x, (*batch, rows, columns)).strides[:-2]
     for size, stride in zip(batch, strides, strict=True):
         offsets = np.add.outer(offsets, np.arange(size) * (stride // 4)).ravel()
-    return x, offsets, column if transposed else row, transposed
+    return x, (x.ctypes.data, offsets, column if transposed else row, transposed)
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """See the reference."""
     check_shapes(a, b)
+    m, k, n = *a.shape[-2:], b.shape[-1]
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    out = np.empty((*batch, a.shape[-2], b.shape[-1]), np.float32)
-    a, a_step, a_ld, a_t = _operand(a, batch)
-    b, b_step, b_ld, b_t = _operand(b, batch)
-    k = a.shape[-1]
-    _matmul(
-        parts(out.size * k), runtime.start(), k, a.ctypes.data, a_step, a_ld, a_t, b.ctypes.data, b_step, b_ld, b_t,
-        out.reshape(a_step.size, *out.shape[-2:]),
-    )  # fmt: skip
-    return out
+    out = np.empty((math.prod(batch), m, n), np.float32)
+    a, of_a = _operand(a, batch)
+    b, of_b = _operand(b, batch)
+    _matmul(product_parts(len(out) * m, n, k), runtime.start(), k, *of_a, *of_b, out)
+    return out.reshape(*batch, m, n)

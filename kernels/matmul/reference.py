@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_length
-
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b, with a (..., M, K), b (..., K, N), leading axes broadcast; returns (..., M, N).
@@ -24,4 +22,5 @@ def check_shapes(a: np.ndarray, b: np.ndarray) -> None:
     """Raise ValueError unless a (..., M, K) and b (..., K, N) can be multiplied."""
     if a.ndim < 2 or b.ndim < 2:
         raise ValueError(f"matmul: expected at least two dimensions, got {a.shape} and {b.shape}")
-    same_length("matmul", "a.shape[-1]", a.shape[-1], "b.shape[-2]", b.shape[-2])
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"matmul: a is {a.shape} and b is {b.shape}; a.shape[-1] and b.shape[-2] must be equal")

@@ -14,6 +14,7 @@ from numba import prange
 
 from ..jit import FLAG, IN1, IN2, OUT1, OUT2, REAL, inner, kernel, parts, span
 from ..layout import rows_of
+from .reference import check_shapes
 
 f32 = np.float32
 
@@ -120,6 +121,7 @@ def layer_norm_forward(
     x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See the reference."""
+    check_shapes("layer_norm", x, {"weight": weight, "bias": bias})
     return _run_forward(x, weight, bias, eps, True)
 
 
@@ -132,12 +134,14 @@ def layer_norm_backward(
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """See the reference."""
+    check_shapes("layer_norm", x, {"weight": weight}, grad, {"mean": mean, "rstd": rstd})
     dx, dweight, dbias = _run_backward(grad, x, weight, mean, rstd, True, needs[0], needs[1] or needs[2])
     return dx, dweight if needs[1] else None, dbias if needs[2] else None
 
 
 def rms_norm_forward(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """See the reference."""
+    check_shapes("rms_norm", x, {"weight": weight})
     y, _, rstd = _run_forward(x, weight, None, eps, False)
     return y, rstd
 
@@ -150,5 +154,6 @@ def rms_norm_backward(
     needs: tuple[bool, bool] = (True, True),
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """See the reference."""
+    check_shapes("rms_norm", x, {"weight": weight}, grad, {"rstd": rstd})
     dx, dweight, _ = _run_backward(grad, x, weight, np.zeros_like(rstd), rstd, False, *needs)
     return dx, dweight if needs[1] else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..checks import same_shape
+
 
 def layer_norm_forward(
     x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
@@ -11,11 +13,13 @@ def layer_norm_forward(
     """y = (x - mean) * rstd * weight + bias over the last axis, with rstd = 1 / sqrt(variance + eps).
 
     x (..., C), weight and bias (C,) or None; returns y (..., C), mean (...,) and rstd (...,).
+    Raises ValueError for other shapes.
 
     >>> y, mean, rstd = layer_norm_forward(np.array([[1.0, 3.0]]), None, None, 0.0)
     >>> y.tolist(), mean.tolist(), rstd.tolist()
     ([[-1.0, 1.0]], [2.0], [1.0])
     """
+    check_shapes("layer_norm", x, {"weight": weight, "bias": bias})
     mean = x.mean(-1, keepdims=True)
     centred = x - mean
     rstd = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + x.dtype.type(eps))
@@ -39,6 +43,7 @@ def layer_norm_backward(
     >>> layer_norm_backward(np.array([[1.0, 0.0]]), x, None, np.array([2.0]), np.array([1.0]))[2].tolist()
     [1.0, 0.0]
     """
+    check_shapes("layer_norm", x, {"weight": weight}, grad, {"mean": mean, "rstd": rstd})
     h = (x - mean[..., None]) * rstd[..., None]
     dx = None
     if needs[0]:
@@ -50,12 +55,13 @@ def layer_norm_backward(
 def rms_norm_forward(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """y = x * rstd * weight over the last axis, with rstd = 1 / sqrt(mean(x**2) + eps).
 
-    x (..., C), weight (C,) or None; returns y (..., C) and rstd (...,).
+    x (..., C), weight (C,) or None; returns y (..., C) and rstd (...,). Raises ValueError for other shapes.
 
     >>> y, rstd = rms_norm_forward(np.array([[3.0, -3.0]]), None, 0.0)
     >>> y.round(6).tolist()
     [[1.0, -1.0]]
     """
+    check_shapes("rms_norm", x, {"weight": weight})
     rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
     return _affine(x * rstd, weight, None), rstd[..., 0]
 
@@ -75,6 +81,7 @@ def rms_norm_backward(
     >>> dx.tolist(), dw.tolist()
     ([[0.0, 0.0]], [1.0, 1.0])
     """
+    check_shapes("rms_norm", x, {"weight": weight}, grad, {"rstd": rstd})
     h = x * rstd[..., None]
     dx = None
     if needs[0]:
@@ -91,3 +98,20 @@ def _affine(h: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None) -
 
 def _sum_rows(x: np.ndarray) -> np.ndarray:
     return x.sum(axis=tuple(range(x.ndim - 1)))
+
+
+def check_shapes(
+    kernel: str,
+    x: np.ndarray,
+    parameters: dict[str, np.ndarray | None],
+    grad: np.ndarray | None = None,
+    statistics: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Raise ValueError unless, for x (..., C), parameters are (C,) or None, grad (..., C) and statistics (...,)."""
+    for name, array in parameters.items():
+        if array is not None:
+            same_shape(kernel, name, array, x.shape[-1:])
+    if grad is not None:
+        same_shape(kernel, "grad", grad, x.shape)
+    for name, array in (statistics or {}).items():
+        same_shape(kernel, name, array, x.shape[:-1])

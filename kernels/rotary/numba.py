@@ -41,10 +41,10 @@ def _rotary(parts, x, cos, sin, sign, out):
 
 
 def _run(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, sign: float) -> np.ndarray:
+    cos, sin = (rows_adjacent(angles(x, table)) for table in (cos, sin))
     b, h, t, d = x.shape
     out = np.empty((b, t, h, d), np.float32)
-    tables = (rows_adjacent(angles(x, table)) for table in (cos, sin))
-    _rotary(parts(out.size), rows_adjacent(x), *tables, sign, out)
+    _rotary(parts(out.size), rows_adjacent(x), cos, sin, sign, out)
     return out.transpose(0, 2, 1, 3)
 
 

@@ -33,6 +33,8 @@ def rotary_backward(grad: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.nd
 
 def angles(x: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Broadcast a table of cosines or sines to (B, T, D/2), or raise ValueError."""
+    if x.ndim != 4:
+        raise ValueError(f"rotary: expected x (B, H, T, D), got shape {x.shape}")
     b, _, t, d = x.shape
     if d % 2 or table.shape not in ((t, d // 2), (1, t, d // 2), (b, t, d // 2)):
         raise ValueError(

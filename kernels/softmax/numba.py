@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from ..checks import same_shape
 from ..jit import IN2, OUT2, inner, kernel, parts, span
 from ..layout import rows_of
 from ..math32 import dot, exp_shifted, row_max, scale
@@ -56,6 +57,7 @@ def softmax_forward(x: np.ndarray) -> np.ndarray:
 
 def softmax_backward(grad: np.ndarray, y: np.ndarray) -> np.ndarray:
     """See the reference."""
+    same_shape("softmax", "grad", grad, y.shape)
     g, rows = rows_of(grad), rows_of(y)
     dx = np.empty(rows.shape, np.float32)
     _backward(parts(rows.size), g, rows, dx)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..checks import same_shape
+
 
 def softmax_forward(x: np.ndarray) -> np.ndarray:
     """y_j = exp(x_j) / sum_k exp(x_k) over the last axis of x (..., C), shifted by the maximum so nothing overflows.
@@ -23,4 +25,5 @@ def softmax_backward(grad: np.ndarray, y: np.ndarray) -> np.ndarray:
     >>> softmax_backward(np.array([1.0, 0.0]), np.array([0.5, 0.5])).tolist()
     [0.25, -0.25]
     """
+    same_shape("softmax", "grad", grad, y.shape)
     return y * (grad - (grad * y).sum(-1, keepdims=True))

@@ -237,13 +237,17 @@ CASES: dict[str, Callable[[Drawn], tuple]] = {
 """Every kernel but those that work in place."""
 
 LARGE = {  # above the size at which the work is cut into parts, with remainders everywhere
-    "linear_forward": lambda r: (r(301, 67), r(45, 67), r(45)),
-    "linear_backward": lambda r: (r(301, 45), r(301, 67), r(45, 67)),
-    "lora_linear_forward": lambda r: (r(301, 67), r(45, 67), r(45), r(5, 67), r(45, 5), 2.0),
+    "linear_forward": lambda r: (r(301, 97), r(75, 97), r(75)),
+    "linear_backward": lambda r: (r(301, 75), r(301, 97), r(75, 97)),
+    "lora_linear_forward": lambda r: (r(301, 97), r(75, 97), r(75), r(5, 97), r(75, 5), 2.0),
     "lora_linear_backward": lambda r: (
-        r(301, 45), r(301, 67), r(301, 5), r(45, 67), r(5, 67), r(45, 5), 2.0, (True,) * 5,
+        r(301, 75), r(301, 97), r(301, 5), r(75, 97), r(5, 97), r(75, 5), 2.0, (True,) * 5,
     ),
-    "matmul": lambda r: (r(7, 31, 40), r(7, 40, 33)),
+    "lora_linear_backward in several steps": lambda r: (
+        r(901, 195), r(901, 197), r(901, 17), r(195, 197), r(17, 197), r(195, 17), 2.0, (True,) * 5,
+    ),
+    "matmul": lambda r: (r(37, 31, 40), r(37, 40, 33)),
+    "matmul of one pair": lambda r: (r(301, 97), r(97, 75)),
     "layer_norm_forward": lambda r: (r(301, 131), r(131), r(131), 1e-5),
     "layer_norm_backward": lambda r: (r(301, 131), r(301, 131), r(131), r(301), np.abs(r(301))),
     "rms_norm_backward": lambda r: (r(301, 131), r(301, 131), r(131), np.abs(r(301))),
@@ -255,6 +259,10 @@ LARGE = {  # above the size at which the work is cut into parts, with remainders
     "embedding_forward": lambda r: (r(50, 129), np.arange(300) ** 2 % 50),
     "embedding_backward": lambda r: (r(300, 129), np.arange(300) ** 2 % 50, 51),
     "rotary_forward": lambda r: (r(3, 5, 67, 34), r(67, 17), r(67, 17)),
-    "attention_forward": lambda r: (r(3, 6, 70, 10), r(3, 2, 90, 10), r(3, 2, 90, 10), None, True, 0.3),
+    "attention_forward": lambda r: (r(3, 6, 170, 10), r(3, 2, 190, 10), r(3, 2, 190, 10), None, True, 0.3),
+    "attention_backward": lambda r: (
+        r(3, 6, 170, 10), r(3, 6, 170, 10), r(3, 2, 190, 10), r(3, 2, 190, 10), r(3, 6, 170, 10),
+        np.abs(r(3, 6, 170)) + 5, None, True, 0.3,
+    ),
     "square_norm": lambda r: (r(40001),),
 }  # fmt: skip

@@ -126,15 +126,36 @@ def test_embedding_and_rotary(seed, per_row):
 
 
 WRONG = {
-    "linear: x": ("linear_forward", ((2, 3), (4, 5), None), ValueError, r"x.shape\[-1\] is 3"),
+    "linear: x": ("linear_forward", ((2, 3), (4, 5), None), ValueError, r"linear: x has shape \(2, 3\).* \(2, 5\)"),
+    "linear: bias": ("linear_forward", ((2, 5), (4, 5), (3,)), ValueError, "bias"),
+    "linear: grad": ("linear_backward", ((3, 4), (2, 5), (4, 5)), ValueError, "grad"),
     "lora: rank": ("lora_linear_forward", ((2, 5), (4, 5), None, (2, 5), (4, 3), 1.0), ValueError, "lora_b"),
-    "matmul: inner": ("matmul", ((2, 3), (4, 5)), ValueError, "3"),
+    "lora: bias": ("lora_linear_forward", ((2, 5), (4, 5), (1,), (2, 5), (4, 2), 1.0), ValueError, "bias"),
+    "lora: xa": ("lora_linear_backward", ((2, 4), (2, 5), (2, 3), (4, 5), (2, 5), (4, 2), 1.0), ValueError, "xa"),
+    "layer norm: weight": ("layer_norm_forward", ((2, 3), (4,), None, 0.1), ValueError, "weight"),
+    "layer norm: grad": ("layer_norm_backward", ((2, 4), (2, 3), None, (2,), (2,)), ValueError, "grad"),
+    "layer norm: mean": ("layer_norm_backward", ((2, 3), (2, 3), None, (1,), (2,)), ValueError, "mean"),
+    "rms norm: weight": ("rms_norm_forward", ((2, 3), (4,), 0.1), ValueError, "weight"),
+    "rms norm: rstd": ("rms_norm_backward", ((2, 3), (2, 3), None, (3,)), ValueError, "rstd"),
+    "silu: grad": ("silu_backward", ((2, 3), (3, 2)), ValueError, "activation: x has shape"),
+    "swiglu: up": ("swiglu_forward", ((2, 3), (1, 3)), ValueError, "up"),
+    "softmax: grad": ("softmax_backward", ((2, 3), (2, 4)), ValueError, "grad"),
+    "matmul: inner": ("matmul", ((2, 3), (4, 5)), ValueError, r"a is \(2, 3\) and b is \(4, 5\)"),
     "matmul: vector": ("matmul", ((3,), (3, 5)), ValueError, "two dimensions"),
     "attention: heads": ("attention_forward", ((1, 3, 2, 4), (1, 2, 2, 4), (1, 2, 2, 4), None, True, 1.0), ValueError,
                          "multiple"),
+    "attention: out": ("attention_backward", ((1, 1, 2, 4),) * 4 + ((1, 1, 1, 4), (1, 1, 2), None, True, 1.0),
+                       ValueError, "out"),
+    "attention: lse": ("attention_backward", ((1, 1, 2, 4),) * 5 + ((1, 1, 3), None, True, 1.0), ValueError, "lse"),
     "cross_entropy: class": ("cross_entropy_forward", ((2, 3), np.array([0, 3]), -100, 0.0), IndexError,
                              r"target\[1\] is 3"),
-    "cross_entropy: rows": ("cross_entropy_forward", ((2, 3), np.array([0]), -100, 0.0), ValueError, "len"),
+    "cross_entropy: rows": ("cross_entropy_forward", ((2, 3), np.array([0]), -100, 0.0), ValueError, "target"),
+    "cross_entropy: lse": ("cross_entropy_backward", ((2,), (2, 3), np.array([0, 1]), (3,), -100, 0.0), ValueError,
+                           "lse"),
+    "cross_entropy: float": ("cross_entropy_forward", ((2, 3), (2,), -100, 0.0), TypeError, "target must be integers"),
+    "embedding: float": ("embedding_forward", ((2, 3), (2,)), TypeError, "ids must be integers"),
+    "embedding: grad": ("embedding_backward", ((2, 3), np.array([0]), 4), ValueError, "grad"),
+    "rotary: axes": ("rotary_forward", ((2, 4), (2, 2), (2, 2)), ValueError, r"\(B, H, T, D\)"),
     "embedding: id": ("embedding_forward", ((4, 3), np.array([0, 4])), IndexError, r"\[0, 4\)"),
     "embedding: negative id": ("embedding_forward", ((4, 3), np.array([-1])), IndexError, "-1"),
     "rotary: odd": ("rotary_forward", ((1, 1, 2, 3), (2, 1), (2, 1)), ValueError, "D even"),
@@ -150,3 +171,9 @@ def test_wrong_arguments_are_named(case, dtype):
     args = [np.ones(a, dtype) if isinstance(a, tuple) else a for a in args]
     with pytest.raises(error, match=message):
         get(name, np.dtype(dtype))(*args)
+
+
+def test_a_fast_matmul_of_two_dtypes_is_refused():
+    """It hands addresses to compiled code: float64 read as float32 would be garbage."""
+    with pytest.raises(TypeError, match="float64"):
+        get("matmul", np.dtype("float32"))(np.ones((2, 2), np.float32), np.ones((2, 2)))

@@ -8,7 +8,9 @@ import os
 import pkgutil
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,17 +77,17 @@ def test_memory_tuning_is_optional(monkeypatch):
 
 
 def test_slow_compilation_is_announced_once(capsys, monkeypatch):
-    monkeypatch.setattr(jit._announcement, "_said", False)
+    monkeypatch.setattr(jit, "_told", threading.Event())
     monkeypatch.setattr(jit, "PATIENCE", 0.01)
     for _ in range(2):
-        with jit._announcement():
+        with jit._announced():
             time.sleep(0.1)
     assert capsys.readouterr().err.count("compiling kernels for this machine (first run only)") == 1
 
 
 def test_fast_compilation_is_silent(capsys, monkeypatch):
-    monkeypatch.setattr(jit._announcement, "_said", False)
-    with jit._announcement():
+    monkeypatch.setattr(jit, "_told", threading.Event())
+    with jit._announced():
         pass
     time.sleep(0.01)
     assert capsys.readouterr().err == ""
@@ -99,6 +101,29 @@ def test_small_problems_stay_on_one_thread():
     before = numba.get_num_threads()
     kernels.get("gelu_forward", np.dtype("float32"))(np.ones(3, np.float32))
     assert numba.get_num_threads() == before
+
+
+def test_changing_a_shared_file_changes_the_cache_folder(tmp_path):
+    for folder, text in (("old", "a"), ("same", "a"), ("new", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "math32.py").write_text(text)
+    old, same, new = (jit.shared_sources(tmp_path / folder) for folder in ("old", "same", "new"))
+    assert old == same != new
+
+
+def test_machine_code_is_kept_where_it_can_be_written(tmp_path, monkeypatch):
+    import numba
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "asked for"))
+    assert jit.cache_root() == tmp_path / "asked for"
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    assert jit.cache_root() == Path(jit.__file__).parent / "__pycache__"
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "read-only" / "jit.py"))
+    (tmp_path / "read-only").write_text("a file where a folder should be")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert jit.cache_root() == tmp_path / ".cache" / "minitorch-peft"
+    monkeypatch.setenv("HOME", str(tmp_path / "read-only"))
+    assert jit.cache_root() is None
 
 
 @pytest.mark.slow
