@@ -276,7 +276,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("pow", np.power, "broadcast", "torch.pow", domain=(POSITIVE, REAL)),
     Operation("maximum", np.maximum, "broadcast", "torch.maximum", kinks=crossing),
     Operation("minimum", np.minimum, "broadcast", "torch.minimum", kinks=crossing),
-    Operation("swiglu", activation.swiglu_forward, "broadcast", None),
+    Operation("swiglu", lambda a, b: a * _sigmoid(a) * b, "broadcast", None),
     Operation("where", np.where, "where", "torch.where"),
     Operation("masked_fill", lambda x, m, v: np.where(m, v, x), "masked_fill", "torch.masked_fill"),
     # elementwise
