@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from minitorch_peft.formats.families import expand
 from minitorch_peft.formats.files import FileFormatError
 from minitorch_peft.formats.hf_config import choose_family
 from minitorch_peft.models import GPT, GPTConfig
+from minitorch_peft.peft.patterns import regex
 
 if TYPE_CHECKING:
     from minitorch_peft.peft.adapter import Adapter
@@ -94,6 +96,15 @@ def refuse_settings(files: AdapterFiles, understood: Iterable[str]) -> None:
         raise FileFormatError(files.directory / CONFIG, f"asks for what has no counterpart here: {listed}", MERGE)
 
 
+def check_kinds(files: AdapterFiles, kinds: Mapping[str, type | UnionType]) -> None:
+    """FileFormatError where a setting is of another type; for a dict, its values are looked at."""
+    for key, kind in kinds.items():
+        value = files.settings.get(key)
+        for part in value.values() if isinstance(value, dict) else [value]:
+            if part is not None and not isinstance(part, kind):
+                raise FileFormatError(files.directory / CONFIG, f"{key}={value!r} is not understood", "correct it")
+
+
 def is_target(settings: Mapping[str, Any], name: str, takes_ids: bool) -> bool:
     """Does an adapter's JSON target the module ``name``? As ``peft`` decides it."""
     targets, excluded = settings["target_modules"], settings.get("exclude_modules") or []
@@ -108,14 +119,14 @@ def is_target(settings: Mapping[str, Any], name: str, takes_ids: bool) -> bool:
         return True  # peft looks at the layers only where the entry is a suffix
     patterns = settings.get("layers_pattern") or [r"[^.]*"]
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    found = next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
+    found = next((m for p in patterns if (m := regex(rf"(?:^|.*?\.){p}\.(\d+)\.").match(name))), None)
     wanted = [layers] if isinstance(layers, int) else layers
     return _names(targets, name) and found is not None and int(found[1]) in wanted
 
 
 def _names(pattern: str | Sequence[str], name: str) -> bool:
     if isinstance(pattern, str):
-        return re.fullmatch(pattern, name) is not None
+        return regex(pattern).fullmatch(name) is not None
     return any(name == entry or name.endswith(f".{entry}") for entry in pattern)
 
 

@@ -28,6 +28,7 @@ from minitorch_peft.peft.interop import (
     WEIGHTS,
     AdapterFiles,
     HFModule,
+    check_kinds,
     check_tensors,
     common,
     hf_modules,
@@ -45,6 +46,11 @@ SPLITS = "minitorch_peft.splits"
 UNDERSTOOD = {
     "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
     "lora_dropout", "r", "rank_pattern", "target_modules", "use_rslora",
+}  # fmt: skip
+KINDS = {
+    "r": int, "rank_pattern": int, "lora_alpha": int | float, "alpha_pattern": int | float, "lora_dropout": int | float,
+    "target_modules": list | str, "exclude_modules": list | str, "layers_to_transform": list | int,
+    "layers_pattern": list | str,
 }  # fmt: skip
 INERT = {"eva_config", "fan_in_fan_out", "loftq_config", "megatron_core", "qalora_group_size"}
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
@@ -222,6 +228,7 @@ def check_settings(files: AdapterFiles) -> None:
     """FileFormatError where the JSON asks for what cannot be translated."""
     path = files.directory / CONFIG
     refuse_settings(files, UNDERSTOOD | INERT)
+    check_kinds(files, KINDS)
     if files.settings.get("init_lora_weights", True) not in STARTS:
         start = files.settings["init_lora_weights"]
         raise FileFormatError(path, f"init_lora_weights={start!r} trained on a base that it changed", MERGE)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT, Cache, GPTConfig, GPTOutput
 from minitorch_peft.models.generation import generate
@@ -20,9 +19,8 @@ from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.hooks import TrainingHooks
 from minitorch_peft.peft.inject import Wrapper, base_parameters
 from minitorch_peft.peft.merge import MergeCertificate, Merger
+from minitorch_peft.peft.passes import BASE, begin, checked_rows
 from minitorch_peft.peft.registry import method_of
-
-BASE = "__base__"  # in adapter_names: a row that runs under no adapter
 
 
 def get_peft_model(model: GPT, peft_config: PeftConfig, adapter_name: str = "default", seed: int = 0) -> PeftModel:
@@ -172,8 +170,8 @@ class PeftModel(TrainingHooks, Module):
         context = self.new_context() if context is None else context
         given = input_ids if inputs_embeds is None else inputs_embeds
         batch = 0 if given is None else len(given)
-        context.adapter_names = None if adapter_names is None else self._checked_rows(adapter_names, batch)
-        cache = self._begin(context, batch, past_key_values)
+        context.adapter_names = self._rows(adapter_names, batch)
+        cache = begin(context, self.adapters, batch, past_key_values)
         out = self.base_model(
             input_ids, labels, past_key_values=cache, inputs_embeds=inputs_embeds, use_cache=use_cache,
             context=context, **options,
@@ -191,39 +189,15 @@ class PeftModel(TrainingHooks, Module):
         position_ids: Any = None,
     ) -> Tensor:  # fmt: skip
         """The base's last hidden states under the active adapters: ``SequenceClassifier(peft_model, 3)`` works."""
-        cache = self._begin(context, len(ids), cache)
+        cache = begin(context, self.adapters, len(ids), cache)
         return self.base_model.encode_ids(ids, context, cache, attention_mask, position_ids)
 
-    def _begin(self, context: ForwardContext, batch: int, cache: Cache | None) -> Cache | None:
-        """Announce prompts and start the cache with prefixes, in a first pass; later ones find both in the cache."""
-        context.prompt_length = 0
-        if context.adapter_names is not None or (cache is not None and cache.length):
-            return cache
-        active = [self.adapters[name] for name in self.active_adapters]
-        context.prompt_length = sum(a.prompt_length for a in active)
-        prefixes = [p for p in (a.prefix(batch) for a in active) if p is not None]
-        if not prefixes:
-            return cache
-        layers = zip(*prefixes, strict=True)
-        start = Cache.from_prefix([(cat(k for k, _ in pairs), cat(v for _, v in pairs)) for pairs in layers])
-        if cache is None:
-            return start
-        cache.entries, cache.next_position = start.entries, start.next_position
-        return cache
-
-    def _checked_rows(self, names: Sequence[str], batch: int) -> tuple[str, ...]:
-        if len(names) != batch:
-            raise ValueError(f"adapter_names has {len(names)} names for {batch} rows")
+    def _rows(self, names: Sequence[str] | None, batch: int) -> tuple[str, ...] | None:
+        if names is None:
+            return None
         self._known([n for n in names if n != BASE])
         self._refuse_if_merged("run rows under different adapters")
-        standing_in = {name for name in self.active_adapters if self.adapters[name].selected}
-        involved = sorted({n for n in names if n != BASE} | standing_in)
-        if bad := [n for n in involved if not method_of(self.adapters[n].config).rowwise]:
-            raise ValueError(
-                f"adapter {', '.join(bad)} changes the whole batch at once (its method is not row-wise): "
-                "run its rows in a batch of their own, and deactivate it here"
-            )
-        return tuple(names)
+        return checked_rows(names, self.adapters, batch)
 
     def generate(self, input_ids: Any, max_new_tokens: int = 20, **options: Any) -> np.ndarray:
         """Continue each row; see :func:`minitorch_peft.models.generation.generate`. Takes ``adapter_names`` too."""
@@ -336,11 +310,6 @@ class PeftModel(TrainingHooks, Module):
 
         self._check_new(adapter_name)
         load_adapter(self, adapter_name, Path(directory))
-
-
-def cat(parts: Iterable[Tensor]) -> Tensor:
-    """Keys, or values, of several prefixes as those of one."""
-    return F.cat(list(parts), dim=2)
 
 
 def as_names(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def select(pattern: Pattern, candidates: Iterable[str], what: str = "module") ->
     """
     candidates = list(candidates)
     if isinstance(pattern, str):
-        chosen = [c for c in candidates if _regex(pattern).fullmatch(c)]
+        chosen = [c for c in candidates if regex(pattern).fullmatch(c)]
         if not chosen:
             raise ValueError(
                 f"the regex {pattern!r} matches no {what} in full (a name goes into a list: [{pattern!r}]); "
@@ -80,7 +80,7 @@ def by_path(patterns: Mapping[str, V], path: str, default: V) -> V:
     >>> by_path({"v_proj": 2, r"blocks\\.[01]\\..*": 4}, "blocks.0.attn.q_proj", 8)
     4
     """
-    found = (value for key, value in patterns.items() if _regex(rf"(.*\.)?({key})").fullmatch(path))
+    found = (value for key, value in patterns.items() if regex(rf"(.*\.)?({key})").fullmatch(path))
     return next(found, default)
 
 
@@ -91,7 +91,7 @@ def check_keys(name: str, patterns: Mapping[str, V], paths: Sequence[str]) -> No
             raise ValueError(f"{name}: {key!r} matches no target; {nearest(key, paths)}")
 
 
-def _regex(pattern: str) -> re.Pattern[str]:
+def regex(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:

@@ -147,7 +147,12 @@ def from_peft(peft_model: PeftModel, files: AdapterFiles) -> tuple[PeftConfig, d
     if reason := no_family(peft_model.config):
         problem = f"names modules as transformers does, but {reason}"
         raise FileFormatError(files.directory / CONFIG, problem, "save the adapter in the native format")
-    settings, arrays = method.peft_files.read(peft_model.base_model, files)
+    try:
+        settings, arrays = method.peft_files.read(peft_model.base_model, files)
+    except FileFormatError:
+        raise
+    except ValueError as error:  # a pattern that is no regex
+        raise FileFormatError(files.directory / CONFIG, f"cannot be read: {error}", "correct it") from error
     return config_of(method, settings, files), arrays
 
 

@@ -29,9 +29,8 @@ class Attached(Wrapper):
     A shape defines ``adapted`` (all rows run under the adapter) and ``mixed`` (some do: ``rows``, bool (B,)).
     """
 
-    def __init__(self, base_layer: Module, path: str, adapter: Adapter) -> None:
+    def __init__(self, base_layer: Module, adapter: Adapter) -> None:
         self.base_layer = base_layer
-        self.path = path
         self.adapter = adapter
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> Tensor:

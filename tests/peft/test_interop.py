@@ -294,6 +294,11 @@ def test_short_names():
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' trained on a base that it changed"),
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
         ({"target_modules": None}, "has no target_modules; write the list"),
+        ({"lora_alpha": "16"}, "lora_alpha='16' is not understood; correct it"),
+        ({"rank_pattern": [4]}, r"rank_pattern=\[4\] is not understood"),
+        ({"alpha_pattern": {"q_proj": None, "v_proj": "x"}}, "alpha_pattern=.* is not understood"),
+        ({"target_modules": "*_proj"}, r"cannot be read: '\*_proj' is not a regex"),
+        ({"rank_pattern": {"(": 4}}, "cannot be read: .* is not a regex"),
     ],
 )
 def test_settings_without_a_counterpart_are_refused(settings, message, tmp_path):

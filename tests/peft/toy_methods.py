@@ -32,7 +32,7 @@ class BottleneckLayer(Around):
     """y + up(gelu(down(y))) for the output y of what it stands around."""
 
     def __init__(self, base_layer, path, adapter, config):
-        super().__init__(base_layer, path, adapter)
+        super().__init__(base_layer, adapter)
         C = adapter.model.config.n_embd
         self.down = adapter.new_module(f"{path}.down", Linear(C, config.width))
         self.up = adapter.new_module(f"{path}.up", Linear(config.width, C, weight_init=init.zeros))
@@ -65,7 +65,7 @@ class PromptConfig(PeftConfig):
 
 class PromptLayer(Tokens):
     def __init__(self, base_layer, path, adapter, config):
-        super().__init__(base_layer, path, adapter)
+        super().__init__(base_layer, adapter)
         shape = (config.num_virtual_tokens, adapter.model.config.n_embd)
         self.vectors = adapter.new_parameter(f"{path}.vectors", shape, init.normal(1.0))
 

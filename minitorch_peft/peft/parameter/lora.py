@@ -61,7 +61,7 @@ class LoraLayer(Reparam):
     """A frozen layer and its low-rank change."""
 
     def __init__(self, base_layer: Module, path: str, adapter: Adapter, config: LoraConfig) -> None:
-        super().__init__(base_layer, path, adapter)
+        super().__init__(base_layer, adapter)
         base, r = self.base, config.rank(path)
         # an embedding's A is looked up, not multiplied by; as in peft it starts at zero and B is normal
         A, B = (init.zeros, init.normal(1.0)) if base.takes_ids else (init.kaiming_uniform(), init.zeros)
