@@ -46,6 +46,10 @@ class LowRankConfig(PeftConfig):
 
     ``rank_pattern`` and ``alpha_pattern`` give the targets that they name a value of their own. ``use_rslora``:
     s = alpha / √r (Kalajdzievski 2023), so that a larger r does not mean smaller steps.
+
+    >>> from minitorch_peft.peft import LoraConfig
+    >>> LoraConfig(r=4, lora_alpha=8, rank_pattern={"v_proj": 2}).scaling("blocks.0.attn.v_proj")
+    4.0
     """
 
     r: int = 8

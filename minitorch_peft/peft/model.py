@@ -46,6 +46,15 @@ class PeftModel(TrainingHooks, Module):
     """The base model, changed in place: its own parameters frozen, adapters attached from outside.
 
     The base's parameters are named as in the base; an adapter's are named ``<path>.<parameter>.<adapter>``.
+
+    >>> from minitorch_peft.models import GPT, GPTConfig
+    >>> from minitorch_peft.peft import BitFitConfig, LoraConfig
+    >>> p = PeftModel(GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4)))
+    >>> p.add_adapter("a", LoraConfig(r=4, target_modules=["q_proj"]))
+    >>> p.add_adapter("b", BitFitConfig(target_parameters=["ln_f.bias"]))
+    >>> p.set_adapter(["a", "b"], train="b")
+    >>> p.active_adapters, list(p.trainable_parameters())
+    (('a', 'b'), ['ln_f.bias.b'])
     """
 
     def __init__(self, base_model: GPT) -> None:
@@ -239,6 +248,16 @@ class PeftModel(TrainingHooks, Module):
         """Write the active adapters' effect into the base's weights; returns how exact that was.
 
         ``input_ids`` (B, T) are what logits are compared on; by default 4 drawn rows.
+
+        Raises ValueError where a method is no change of weights or the merge would not be finite, RuntimeError where
+        adapters are merged already; nothing has changed then.
+
+        >>> from minitorch_peft.models import GPT, GPTConfig
+        >>> from minitorch_peft.peft import LoraConfig
+        >>> base = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4))
+        >>> certificate = get_peft_model(base, LoraConfig(r=4)).merge_adapter()
+        >>> certificate.layers, certificate.weight_difference, certificate.restores_base
+        (6, 0.0, True)
         """
         self._refuse_if_merged("merge again")
         active = [self.adapters[n] for n in self.active_adapters]

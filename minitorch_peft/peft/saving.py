@@ -42,6 +42,16 @@ def save_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path
 
     Raises:
         ValueError: ``peft`` has no such method or model, or the adapter has no parameters.
+        RuntimeError: the adapter is merged.
+
+    >>> import tempfile
+    >>> from minitorch_peft.models import GPT, GPTConfig
+    >>> from minitorch_peft.peft import LoraConfig, PeftModel, get_peft_model
+    >>> config, directory = GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4), tempfile.mkdtemp()
+    >>> get_peft_model(GPT(config), LoraConfig(r=4)).save_pretrained(directory)
+    'peft'
+    >>> PeftModel.from_pretrained(GPT(config), directory).adapters["default"].config.target_modules
+    ['q_proj', 'v_proj']
     """
     adapter = peft_model.adapters[adapter_name]
     if adapter.merged:
