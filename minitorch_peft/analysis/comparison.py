@@ -9,7 +9,8 @@ from typing import Any
 
 from minitorch_peft import __version__
 from minitorch_peft.analysis.contenders import Contender
-from minitorch_peft.analysis.experiment import Plan, bits, load_texts, run
+from minitorch_peft.analysis.experiment import bits, load_texts, run
+from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.analysis.texts import Texts
 from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.formats.files import FileFormatError, read_json, write_json

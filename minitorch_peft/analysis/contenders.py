@@ -32,9 +32,9 @@ ALL_LINEAR = {"target_modules": "all-linear"}
 CONTENDERS: tuple[Contender, ...] = (
     Contender("full", "full fine-tuning", "full", 3e-3),
     Contender("lora-r16", "LoRA r=16", "lora", 1e-2, {"r": 16, "lora_alpha": 32, **ALL_LINEAR}),
-    Contender("lora-r4", "LoRA r=4", "lora", 2e-2, {"r": 4, "lora_alpha": 16, **ALL_LINEAR}),
-    Contender("bitfit", "BitFit", "bitfit", 3e-2),
-    Contender("top-layer", "top layer", "partial", 5e-3, {"top_layers": 1}),
+    Contender("lora-r4", "LoRA r=4", "lora", 1e-2, {"r": 4, "lora_alpha": 16, **ALL_LINEAR}),
+    Contender("bitfit", "BitFit", "bitfit", 6e-2),
+    Contender("top-layer", "top layer", "partial", 2e-2, {"top_layers": 1}),
 )
 
 

@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from minitorch_peft.analysis.contenders import Contender
 from minitorch_peft.analysis.memory import peak_memory
+from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.analysis.texts import Texts, pack_split
 from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.models import GPT
 from minitorch_peft.peft import PeftModel, get_peft_model
 from minitorch_peft.peft.inject import base_parameters
-from minitorch_peft.training import Progress, StepReport, TrainConfig, Trainer
+from minitorch_peft.training import Progress, StepReport, Trainer
 
 MEASURED = ("held_out", "out_of_domain", "modern")
 WARM_UP = 2  # steps left out of the time for a step: kernels may be compiled in them
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is the same for every run. ``eval_rows``: rows that bits per byte are taken on, of each text."""
-
-    base: str = "tiny"
-    translation: str = "wyc"
-    steps: int = 60
-    batch_size: int = 16
-    length: int = 128
-    warmup: int = 5
-    eval_rows: int = 200
-
-    def training(self, lr: float, seed: int) -> TrainConfig:
-        return TrainConfig(self.steps, lr, schedule="linear", warmup=self.warmup, seed=seed)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def load_texts(plan: Plan, tokenizer: Tokenizer) -> Texts:

@@ -82,7 +82,7 @@ def place(axes: Any, labels: list[Any]) -> None:
     renderer = axes.figure.canvas.get_renderer()
     taken = [square(axes.transData.transform(label.xy)) for label in labels]
     for label in labels:
-        boxes = []
+        boxes: list[tuple[int, int, Any]] = []
         for dx, dy, side in OFFSETS:
             label.set_position((dx, dy))
             label.set_horizontalalignment(side)

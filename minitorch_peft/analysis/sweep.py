@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from minitorch_peft.analysis.contenders import Contender
-from minitorch_peft.analysis.experiment import Plan, adapted
+from minitorch_peft.analysis.experiment import adapted
+from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.analysis.texts import Texts
 from minitorch_peft.data.books import BOOKS
 from minitorch_peft.data.corpora import Corpus, load_corpus

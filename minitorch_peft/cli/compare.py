@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.cli.errors import DATA, DIVERGED, INTERRUPTED, USAGE, CommandError
 from minitorch_peft.cli.progress import runs_progress
 from minitorch_peft.cli.screen import JsonFlag, Screen
@@ -17,19 +18,21 @@ if TYPE_CHECKING:
     from minitorch_peft.analysis.contenders import Contender
     from minitorch_peft.training import Progress
 
+USUAL = Plan()
+
 
 def compare(
-    base: Annotated[str, typer.Option(help="Embedded checkpoint, or folder of a model.")] = "tiny",
+    base: Annotated[str, typer.Option(help="Embedded checkpoint, or folder of a model.")] = USUAL.base,
     method: Annotated[
         list[str] | None, typer.Option(help="One of the methods, again for each. Default: all five.")
     ] = None,
     lr: Annotated[list[str] | None, typer.Option(help="Another rate: METHOD=RATE.")] = None,
-    corpus: Annotated[str, typer.Option(help="Translation to adapt to.")] = "wyc",
+    corpus: Annotated[str, typer.Option(help="Translation to adapt to.")] = USUAL.translation,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method: seeds 0, 1, ...")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Updates in a run.")] = 60,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 16,
-    length: Annotated[int, typer.Option(min=2, help="Tokens in a row.")] = 128,
-    eval_rows: Annotated[int, typer.Option(min=1, help="Rows that each text is measured on.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Updates in a run.")] = USUAL.steps,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = USUAL.batch_size,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in a row.")] = USUAL.length,
+    eval_rows: Annotated[int, typer.Option(min=1, help="Rows that each text is measured on.")] = USUAL.eval_rows,
     out: Annotated[Path, typer.Option(help="Folder of results, adapters, table and picture.")] = Path("runs/compare"),
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Look for better rates instead (on a training book set aside).")
@@ -51,7 +54,6 @@ def compare(
     """
     from minitorch_peft.analysis.comparison import Comparison
     from minitorch_peft.analysis.contenders import CONTENDERS, contenders_named
-    from minitorch_peft.analysis.experiment import Plan
     from minitorch_peft.cli.loading import check_length, load_base, load_tokenizer
 
     require_matplotlib()
@@ -60,7 +62,7 @@ def compare(
     tokenizer = load_tokenizer(base, model)
     check_length(length, model)
     contenders = with_rates(contenders_named(method) if method else CONTENDERS, lr or [])
-    plan = Plan(base, corpus, steps, batch_size, length, min(5, steps // 2), eval_rows)
+    plan = Plan(base, corpus, steps, batch_size, length, min(USUAL.warmup, steps // 4), eval_rows)
     if sweep:
         from minitorch_peft.cli.sweep import show_sweep
 

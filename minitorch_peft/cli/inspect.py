@@ -153,6 +153,6 @@ def tree(shapes: Mapping[str, tuple[int, ...]], depth: int) -> Any:
     for heading, justify in (("module", "left"), ("parameters", "right"), ("shape", "left")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for key, count in sums.items():
-        shape = " x ".join(map(str, shapes[key])) if key in shapes else ""
-        table.add_row("  " * key.count(".") + key.rpartition(".")[2], f"{count:,}", shape)
+        sizes = " x ".join(map(str, shapes[key])) if key in shapes else ""
+        table.add_row("  " * key.count(".") + key.rpartition(".")[2], f"{count:,}", sizes)
     return table

@@ -10,7 +10,7 @@ from minitorch_peft.cli.errors import DIVERGED, CommandError
 
 if TYPE_CHECKING:
     from minitorch_peft.analysis.contenders import Contender
-    from minitorch_peft.analysis.experiment import Plan
+    from minitorch_peft.analysis.plan import Plan
     from minitorch_peft.analysis.texts import Texts
     from minitorch_peft.cli.screen import Screen
     from minitorch_peft.data.tokenizer import Tokenizer

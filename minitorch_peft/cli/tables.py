@@ -25,7 +25,7 @@ def comparison_tables(
     plan = comparison.plan
     title = (
         f"{plan.base} adapted to {plan.translation}: {plan.steps} steps of {plan.batch_size} x {plan.length} "
-        f"tokens, {len(comparison.seeds)} seeds"
+        f"tokens, {len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
     )
     costs, effects = cost_columns(rows), effect_columns(rows, before)
     if width >= WIDE:

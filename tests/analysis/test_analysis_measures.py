@@ -8,6 +8,7 @@ import pytest
 from minitorch_peft.analysis import contenders, experiment, picture, summary, sweep
 from minitorch_peft.analysis.contenders import CONTENDERS, contenders_named
 from minitorch_peft.analysis.memory import peak_memory
+from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.data.corpora import Corpus
 from minitorch_peft.data.packed import PackedText
 from minitorch_peft.data.tokenizer import Tokenizer
@@ -79,7 +80,7 @@ def test_rows_are_means_and_spreads_over_seeds():
 def test_the_sweep_never_sees_the_book_it_judges_on(monkeypatch):
     verses = {44_001_001: "acts acts", 44_001_002: "acts again", 1_001_001: "genesis here", 43_001_001: "held out john"}
     monkeypatch.setattr(sweep, "load_corpus", lambda name: Corpus(name, verses))
-    plan = experiment.Plan(length=4, batch_size=1)
+    plan = Plan(length=4, batch_size=1)
     texts, tokenizer = sweep.sweep_texts(plan, Tokenizer.shipped()), Tokenizer.shipped()
     assert tokenizer.decode(texts.train.ids) == "genesis here"
     assert tokenizer.decode(texts.measured["validation"].ids) == "acts actsacts again"
@@ -91,7 +92,7 @@ def test_methods_of_one_seed_learn_from_the_same_rows(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     packed = PackedText(rng.integers(0, 50, 200), nbytes=600, pad=1)
     texts = experiment.Texts(packed, dict.fromkeys(experiment.MEASURED, packed), 2, 8)
-    plan = experiment.Plan(steps=3, batch_size=2, length=8, warmup=1, eval_rows=2)
+    plan = Plan(steps=3, batch_size=2, length=8, warmup=1, eval_rows=2)
 
     def adapted(plan, contender, seed):
         model = get_peft_model(type(base)(base.config, seed=0), contender.config(), seed=seed)
