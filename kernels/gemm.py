@@ -62,7 +62,8 @@ def gemm(blas, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     if m > 0 and n > 0:
         ta = 84 if trans_a else 78  # "T", "N"
         tb = 84 if trans_b else 78
-        _sgemm(blas, tb, ta, n, m, k, alpha, b, max(ldb, 1), a, max(lda, 1), beta, c, max(ldc, 1))
+        lda, ldb, ldc = max(lda, 1), max(ldb, 1), max(ldc, 1)
+        _sgemm(blas, tb, ta, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)  # type: ignore[call-arg]  # Numba adds the first
 
 
 @inner

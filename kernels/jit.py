@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Literal
 
 import numba
 import numpy as np
@@ -31,10 +32,11 @@ from numba import types
 
 from . import runtime
 
+_config: Any = numba.config
 FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
-def _array(dtype: types.Type, ndim: int, layout: str = "C", readonly: bool = False) -> types.Array:
+def _array(dtype: types.Type, ndim: int, layout: Literal["C", "A"] = "C", readonly: bool = False) -> types.Array:
     return types.Array(dtype, ndim, layout, readonly=readonly)
 
 
@@ -45,7 +47,11 @@ IDS = _array(types.int64, 1, readonly=True)
 OUT1_F64 = _array(types.float64, 1)
 INT, REAL, FLAG = types.int64, types.float64, types.boolean
 
-_HELPER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by kernels only
+_HELPER: dict[str, Any] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}  # called by kernels only
 
 inner = numba.njit(fastmath=FAST, **_HELPER)
 """Compile a helper that kernels call: a loop over one row, or the part of the work that one thread does."""
@@ -106,19 +112,19 @@ def kernel(*arguments: types.Type) -> Callable[[Callable], Callable]:
 def _compile(function: Callable, arguments: tuple[types.Type, ...]) -> Callable:
     runtime.start()
     root = cache_root()
-    options = {"parallel": True, "cache": root is not None, "fastmath": FAST, "error_model": "numpy"}
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(root / shared_sources()) if root else ""
+    options: dict[str, Any] = {"parallel": True, "cache": root is not None, "fastmath": FAST, "error_model": "numpy"}
+    before, _config.CACHE_DIR = _config.CACHE_DIR, str(root / shared_sources()) if root else ""
     try:
         with _announced():
             return numba.njit(types.void(*arguments), **options)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        _config.CACHE_DIR = before
 
 
 def cache_root() -> Path | None:
     """Where machine code is kept: NUMBA_CACHE_DIR, else beside this file, else in the user's cache; None: nowhere."""
     user = Path(os.path.expanduser("~"), ".cache", "minitorch-peft")
-    for folder in filter(None, (numba.config.CACHE_DIR, Path(__file__).parent / "__pycache__", user)):
+    for folder in filter(None, (_config.CACHE_DIR, Path(__file__).parent / "__pycache__", user)):
         with suppress(OSError):
             Path(folder).mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):

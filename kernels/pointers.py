@@ -20,4 +20,4 @@ def _as_pointer(typingctx, address):
 @inner
 def row_at(address, size):
     """The ``size`` float32 that lie one after the other from this address on."""
-    return numba.carray(_as_pointer(address), (size,))
+    return numba.carray(_as_pointer(address), (size,))  # type: ignore[call-arg]  # Numba adds the first argument

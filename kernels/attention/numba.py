@@ -246,5 +246,9 @@ def attention_backward(
     scratch = np.empty((pieces, 2, _BLOCK, k.shape[2]), np.float32)
     grad, out, lse = heads_of(grad), heads_of(out), np.ascontiguousarray(lse)
     _backward(pieces, *_scene(q, k, v, mask, causal, scale), *needs, grad, out, lse, dq, dk, dv, scratch)
-    dq, dk, dv = (x.transpose(0, 2, 1, 3) if need else None for x, need in zip((dq, dk, dv), needs, strict=True))
-    return dq, dk, dv
+    back = (0, 2, 1, 3)
+    return (
+        dq.transpose(back) if needs[0] else None,
+        dk.transpose(back) if needs[1] else None,
+        dv.transpose(back) if needs[2] else None,
+    )
