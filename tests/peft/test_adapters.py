@@ -180,6 +180,22 @@ def test_a_bad_config_leaves_the_model_exactly_as_it_was(config, error, message)
     assert repr(p.unload()) == before[0]
 
 
+def test_an_error_after_something_was_attached_takes_it_out_again(monkeypatch):
+    def attach_and_fail(self, config):
+        attach(self, config)
+        self.select(["ln_f.bias"])
+        self.set_active(True)
+        raise KeyboardInterrupt
+
+    attach = toy_methods.Bottleneck.attach
+    monkeypatch.setattr(toy_methods.Bottleneck, "attach", attach_and_fail)
+    base = gpt("gpt2")
+    tree, bits, bias = repr(base), snapshot(base), base.ln_f.bias
+    with pytest.raises(KeyboardInterrupt):
+        get_peft_model(base, toy_methods.BottleneckConfig())
+    assert repr(base) == tree and snapshot(base) == bits and base.ln_f.bias is bias and bias.requires_grad
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

@@ -112,6 +112,13 @@ def test_dropout_acts_on_the_low_rank_path_only():
     assert np.std([d[0, 0, 0] for d in draws]) > 0.01
 
 
+def test_every_place_has_a_mask_of_its_own():
+    p = get_peft_model(gpt("gpt2"), LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear"))
+    p.add_adapter("second", LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear"))
+    sites = [layer.dropout.site for name in p.adapters for layer in layers(p, name).values()]
+    assert len(set(sites)) == len(sites) == 24
+
+
 # -- two small truths ------------------------------------------------------------------------------------------------
 def test_with_a_and_b_both_zero_nothing_is_ever_learned():
     """dA = s Bᵀ Gᵀ x carries a factor B, and dB = s Gᵀ (x Aᵀ) a factor A."""

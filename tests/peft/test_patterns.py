@@ -48,6 +48,8 @@ def test_a_string_is_a_regex_that_must_match_the_whole_path():
     assert select(r".*\.(0|11)\.attn\.[qv]_proj", PATHS) == ["blocks.0.attn.q_proj", "blocks.11.attn.q_proj"]
     with pytest.raises(ValueError, match=r"'q_proj' matches no module in full \(a name goes into a list"):
         select("q_proj", PATHS)
+    with pytest.raises(ValueError, match=r"matches no module in full"):
+        select(r"blocks\.0", PATHS)  # the beginning of some paths
     with pytest.raises(ValueError, match=r"'\*_proj' is not a regex"):
         select("*_proj", PATHS)
 

@@ -187,6 +187,16 @@ def test_lora_inside_a_wrapped_place(place, family):
     assert np.abs(outputs[0] - around_alone).max() > 1e-3
 
 
+def test_modules_of_a_method_start_by_seed_and_name():
+    def start(seed):
+        p = get_peft_model(gpt("gpt2"), toy_methods.BottleneckConfig(), seed=seed)
+        return {n: q.data for n, q in p.trainable_parameters().items() if "down.weight" in n}
+
+    first, again, other = start(0), start(0), start(1)
+    assert all(np.array_equal(first[n], again[n]) and not np.array_equal(first[n], other[n]) for n in first)
+    assert len({array.tobytes() for array in first.values()}) == len(first) == 4
+
+
 def test_the_later_one_on_a_layer_is_the_outer_one():
     config = toy_methods.BottleneckConfig(["ln_f"])
     p = get_peft_model(gpt("gpt2"), config, "inner")

@@ -26,19 +26,24 @@ class BottleneckConfig(PeftConfig):
 
     target_modules: Pattern = ("attn", "mlp")
     width: int = 3
+    on_input: bool = False
 
 
 class BottleneckLayer(Around):
-    """y + up(gelu(down(y))) for the output y of what it stands around."""
+    """y + up(gelu(down(y))) for the output y of what it stands around, or for its input."""
 
     def __init__(self, base_layer, path, adapter, config):
         super().__init__(base_layer, adapter)
         C = adapter.model.config.n_embd
         self.down = adapter.new_module(f"{path}.down", Linear(C, config.width))
         self.up = adapter.new_module(f"{path}.up", Linear(config.width, C, weight_init=init.zeros))
+        self.on_input = config.on_input
+
+    def before(self, x, context):
+        return x + self.up(F.gelu(self.down(x))) if self.on_input else x
 
     def after(self, y, x, context):
-        return y + self.up(F.gelu(self.down(y)))
+        return y if self.on_input else y + self.up(F.gelu(self.down(y)))
 
 
 class Bottleneck(Adapter):
@@ -122,7 +127,8 @@ TOYS = (
         start="bitwise", count=bottleneck_count, mergeable=False, rowwise=True,
         stackable_with=("reparam", "around", "tokens", "select"), summary="a toy",
         examples=(
-            BottleneckConfig(), BottleneckConfig(["blocks"]), BottleneckConfig(["blocks.1", "embed"], width=2)
+            BottleneckConfig(), BottleneckConfig(["blocks"]),
+            BottleneckConfig(["blocks.1", "embed"], width=2, on_input=True),
         ),
     ),
     Method(
