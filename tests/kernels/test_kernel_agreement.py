@@ -81,3 +81,13 @@ def test_gelu_keeps_the_relative_accuracy_of_its_tail():
     (fast,) = run("gelu_forward", x)
     kept = np.abs(exact) > 1e-30
     np.testing.assert_allclose(fast[kept], exact[kept], rtol=2e-5)
+
+
+def test_attention_reads_heads_whose_rows_overlap():
+    """A row repeated by stride 0, or a sliding window over a vector, is no matrix for BLAS: it is copied."""
+    rng = np.random.default_rng(0)
+    q, row, line = (rng.standard_normal(s).astype(FLOAT32) for s in ((2, 2, 5, 4), (2, 2, 1, 4), (9,)))
+    repeated = np.broadcast_to(row, q.shape)
+    windows = np.broadcast_to(np.lib.stride_tricks.sliding_window_view(line, 4)[:5], q.shape)
+    assert_agrees("attention_forward", q, repeated, windows, None, True, 0.5)
+    assert_agrees("matmul", q, windows.swapaxes(-1, -2))
