@@ -10,4 +10,13 @@ _install_methods()
 
 __version__ = "0.1.0"
 
-__all__ = ["Function", "GradcheckError", "Tensor", "gradcheck", "is_grad_enabled", "no_grad", "set_debug", "tensor"]
+__all__ = [
+    "Function",
+    "GradcheckError",
+    "Tensor",
+    "gradcheck",
+    "is_grad_enabled",
+    "no_grad",
+    "set_debug",
+    "tensor",
+]

@@ -20,6 +20,8 @@
 # **Time:** about 40 minutes to read, a few seconds to run. **Needs:** `pip install minitorch-peft[data]` (for plots).
 
 # %%
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -269,10 +271,7 @@ points = np.concatenate([spiral, -spiral]) + rng.normal(0, 0.02, (2 * n, 2))
 labels = np.repeat([0, 1], n)
 
 sizes = [2, 32, 32, 2]
-weights = [
-    mp.tensor(rng.standard_normal((o, i)) * np.sqrt(2 / i), requires_grad=True)
-    for i, o in zip(sizes[:-1], sizes[1:], strict=True)
-]
+weights = [mp.tensor(rng.standard_normal((o, i)) * np.sqrt(2 / i), requires_grad=True) for i, o in pairwise(sizes)]
 biases = [mp.tensor(np.zeros(o), requires_grad=True) for o in sizes[1:]]
 
 

@@ -180,7 +180,13 @@ order = np.argsort(-logits[0])[:60]
 fig, ax = plt.subplots(figsize=(7, 3))
 for label, (temperature, top_k, top_p) in settings.items():
     ax.plot(np.sort(probabilities(logits, temperature, top_k, top_p)[0][order])[::-1], label=label)
-ax.set(yscale="log", ylim=(1e-4, 1), xlabel="rank of the token", ylabel="probability", title="They went to the ...: what may be drawn")
+ax.set(
+    yscale="log",
+    ylim=(1e-4, 1),
+    xlabel="rank of the token",
+    ylabel="probability",
+    title="They went to the ...: what may be drawn",
+)
 ax.legend()
 plt.show()
 
@@ -219,7 +225,8 @@ random_ids = rng.integers(0, 97, (8, 32))
 for family in (GPT(GPTConfig(**shape)), GPT(GPTConfig.llama(**shape, num_key_value_heads=2))):
     loss = family(random_ids, labels=random_ids).loss.item()
     print(
-        f"{family.config.norm} norm, {family.config.position_embedding} positions: loss {loss:.3f}, ln V = {np.log(97):.3f}"
+        f"{family.config.norm} norm, {family.config.position_embedding} positions: loss {loss:.3f}, "
+        f"ln V = {np.log(97):.3f}"
     )
     assert abs(loss - np.log(97)) < 0.05
 

@@ -26,7 +26,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minitorch_peft as mp
-import minitorch_peft.functional as F
 from minitorch_peft.data import PackedText, Tokenizer, load_corpus
 from minitorch_peft.models import GPT
 from minitorch_peft.optim import AdamW

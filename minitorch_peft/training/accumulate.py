@@ -51,7 +51,9 @@ def accumulate(model: Any, batch: BatchSource, micro_steps: range, parameters: I
         context = ForwardContext(seed=seed, step=micro_step)
         backward(model, batch(micro_step), context, len(micro_steps) > 1, total)
     if not total.tokens:
-        raise TrainingError("no label in any batch of the step: there are none, or all are -100 (a prompt that fills the rows)")
+        raise TrainingError(
+            "no label in any batch of the step: there are none, or all are -100 (a prompt that fills the rows)"
+        )
     if len(micro_steps) > 1:
         for p in parameters:
             if p.grad is not None:
