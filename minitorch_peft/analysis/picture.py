@@ -57,7 +57,7 @@ def learned_by_size(axes: Any, rows: Sequence[Row], before: dict[str, float], co
         xytext=(0, 4),
         textcoords="offset points",
     )
-    return [point(axes, r, r.percent, 0.0, colour) for r, colour in zip(rows, colours, strict=True)]
+    return [point(axes, r, r.percent, None, colour) for r, colour in zip(rows, colours, strict=True)]
 
 
 def learned_and_forgotten(axes: Any, rows: Sequence[Row], before: dict[str, float], colours: list[str]) -> list[Any]:
@@ -70,10 +70,10 @@ def learned_and_forgotten(axes: Any, rows: Sequence[Row], before: dict[str, floa
     ]
 
 
-def point(axes: Any, r: Row, x: float, x_std: float, colour: str) -> Any:
+def point(axes: Any, r: Row, x: float, x_std: float | None, colour: str) -> Any:
     """A method with its spread over seeds; its name, still to be placed."""
     y = r.bits["held_out"]
-    axes.errorbar(x, y.mean, yerr=y.std, xerr=x_std or None, fmt="o", color=colour, capsize=3, markersize=7)
+    axes.errorbar(x, y.mean, yerr=y.std, xerr=x_std, fmt="o", color=colour, capsize=3, markersize=7)
     return axes.annotate(r.contender.title, (x, y.mean), xytext=(0, 0), textcoords="offset points", color=colour)
 
 

@@ -12,10 +12,10 @@ from minitorch_peft.analysis.experiment import MEASURED
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation (0.0 of a single run)."""
+    """Mean and sample standard deviation; a single run has none."""
 
     mean: float
-    std: float
+    std: float | None
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
@@ -24,14 +24,15 @@ class Spread(NamedTuple):
         Spread(mean=2.0, std=1.0)
         """
         values = list(values)
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def text(self, digits: int, scale: float = 1.0) -> str:
         """
-        >>> Spread(2.345, 0.012).text(2)
-        '2.35 ± 0.01'
+        >>> Spread(2.345, 0.012).text(2), Spread(2.345, None).text(1)
+        ('2.35 ± 0.01', '2.3')
         """
-        return f"{self.mean * scale:.{digits}f} ± {self.std * scale:.{digits}f}"
+        mean = f"{self.mean * scale:.{digits}f}"
+        return mean if self.std is None else f"{mean} ± {self.std * scale:.{digits}f}"
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def show(screen: Screen, comparison: Comparison) -> None:
     picture, figures = comparison.out / "compare.png", comparison.out / "results.json"
     write_json(figures, value)
     draw(table, before, picture)
-    for part in comparison_tables(comparison, table, before, screen.out.width):
+    for part in comparison_tables(comparison.plan, len(comparison.seeds), table, before, screen.out.width):
         screen.say(part)
     screen.say(f"picture: {picture} · figures: {figures}")
     screen.result({**value, "picture": str(picture)})

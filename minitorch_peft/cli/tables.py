@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minitorch_peft.analysis.comparison import Comparison
+    from minitorch_peft.analysis.plan import Plan
     from minitorch_peft.analysis.summary import Row
 
-WIDE = 118  # characters that the whole table needs
+WIDE = 128  # characters that the whole table needs
 
 NOTE = (
     "[dim]Bits per byte, lower is better, as mean ± standard deviation over seeds; before adapting: the first "
@@ -19,13 +19,12 @@ NOTE = (
 
 
 def comparison_tables(
-    comparison: Comparison, rows: Sequence[Row], before: dict[str, float], width: int
+    plan: Plan, seeds: int, rows: Sequence[Row], before: dict[str, float], width: int
 ) -> Iterator[Any]:
-    """What is to be printed, in order."""
-    plan = comparison.plan
+    """What is to be printed on a terminal of ``width`` characters, in order."""
     title = (
         f"{plan.base} adapted to {plan.translation}: {plan.steps} steps of {plan.batch_size} x {plan.length} "
-        f"tokens, {len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
+        f"tokens, {seeds} seed{'s' if seeds > 1 else ''}"
     )
     costs, effects = cost_columns(rows), effect_columns(rows, before)
     if width >= WIDE:

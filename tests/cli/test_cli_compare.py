@@ -6,6 +6,11 @@ import pytest
 from cli_cases import POSITIONS
 
 from minitorch_peft.analysis import comparison, experiment, sweep
+from minitorch_peft.analysis.contenders import CONTENDERS
+from minitorch_peft.analysis.experiment import MEASURED
+from minitorch_peft.analysis.plan import Plan
+from minitorch_peft.analysis.summary import Row, Spread
+from minitorch_peft.cli.tables import WIDE, comparison_tables
 from minitorch_peft.data.corpora import Corpus, load_corpus
 from minitorch_peft.data.packed import PackedText
 from minitorch_peft.formats.files import read_json
@@ -117,3 +122,22 @@ def test_sweep_tries_rates_and_names_the_best(compare, tmp_path, monkeypatch):
     best = done.json["best"]
     assert set(best) == {"lora-r4", "bitfit"} and all(b["bits_per_byte"] > 0 for b in best.values())
     assert read_json(tmp_path / "out" / "sweep.json")["best"] == best
+
+
+@pytest.mark.parametrize(("width", "tables"), [(80, 2), (WIDE, 1)])
+def test_a_narrow_terminal_gets_costs_and_effects_in_two_tables(width, tables):
+    from rich.console import Console
+
+    spread = Spread(2.5, 0.1)
+    rows = [
+        Row(c, 957_184, 100.0, 3_830_000, Spread(1.1e8, 0.0), Spread(1.2, 0.03), dict.fromkeys(MEASURED, spread))
+        for c in CONTENDERS
+    ]
+    plan = Plan()
+    parts = list(comparison_tables(plan, 3, rows, dict.fromkeys(MEASURED, 4.0), width))
+    console = Console(width=width)
+    assert len(parts) == tables + 1
+    with console.capture() as shown:
+        for part in parts:
+            console.print(part)
+    assert "…" not in shown.get() and shown.get().count("full fine-tuning") == tables
