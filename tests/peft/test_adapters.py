@@ -130,6 +130,10 @@ def test_disabling_inside_and_out(two):
     assert two.active_adapters == ("a",)
     np.testing.assert_array_equal(logits(two), acting)
     assert np.abs(both - acting).max() > 1e-3
+    two.add_adapter("other", BitFitConfig())
+    with two.disable_adapter():
+        two.set_adapter("other")
+    assert two.active_adapters == ("a",)
     with pytest.raises(RuntimeError, match="inside"), two.disable_adapter():
         raise RuntimeError("inside")
     np.testing.assert_array_equal(logits(two), acting)

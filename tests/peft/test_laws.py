@@ -6,6 +6,7 @@ A new method is tested by being registered. A case is one of its example configs
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -27,9 +28,9 @@ from peft_cases import (
 
 import minitorch_peft as mp
 from minitorch_peft.nn import ForwardContext
-from minitorch_peft.peft import METHODS, PeftModel, get_peft_model
+from minitorch_peft.peft import METHODS, PeftConfig, PeftModel, get_peft_model
 from minitorch_peft.peft.inject import Wrapper
-from minitorch_peft.peft.registry import method_of
+from minitorch_peft.peft.registry import method_named, method_of, register
 from minitorch_peft.peft.saving import no_peft_format
 
 INAPPLICABLE = {("bitfit", "llama"): "no biases"}
@@ -371,6 +372,16 @@ def test_a_method_that_does_not_apply_says_why_and_changes_nothing(name, family)
     with pytest.raises(ValueError, match=INAPPLICABLE[name, family]):
         get_peft_model(base, METHODS[name].examples[0])
     assert snapshot(base) == before and [q.requires_grad for q in base.parameters()] == trainable
+
+
+def test_a_method_is_registered_once():
+    lora = METHODS["lora"]
+    for twin in (lora, replace(lora, name="lora2"), replace(lora, config=PeftConfig)):
+        with pytest.raises(ValueError, match="is registered already"):
+            register(twin)
+    assert [method_named(name) for name in ("lora", "LORA")] == [lora, lora]
+    with pytest.raises(ValueError, match=r"unknown method 'lorra'; known: .*lora"):
+        method_named("lorra")
 
 
 @pytest.mark.parametrize("method", METHODS_AND_TOYS, ids=lambda m: m.name)

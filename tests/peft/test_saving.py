@@ -156,8 +156,8 @@ def test_dtypes(tmp_path):
         np.testing.assert_array_equal(q.data, p.adapters["default"].named_parameters()[name].data)
     edit(tmp_path / "single", lambda arrays: arrays.update({k: v.astype(np.float16) for k, v in arrays.items()}))
     PeftModel.from_pretrained(gpt("llama"), tmp_path / "single")
-    edit(tmp_path / "single", lambda arrays: arrays.update({k: v.astype(np.int32) for k, v in arrays.items()}))
-    refused(tmp_path / "single", "is int32, the model float32")
+    edit(tmp_path / "single", lambda arrays: arrays.update({k: v.astype(np.int8) for k, v in arrays.items()}))
+    refused(tmp_path / "single", "is int8, the model float32")
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from peft_cases import IDS, MASK, TIGHT, gpt, logits, stirred
 
 from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.models import Cache
+from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import LoraConfig, get_peft_model
 from minitorch_peft.peft.inject import Wrapper
 
@@ -125,6 +126,13 @@ def test_a_given_cache_is_started_once_and_written_to():
         parts.append(logits(p, IDS[:, part], past_key_values=cache))
     assert cache.length == cache.next_position == 11
     np.testing.assert_allclose(np.concatenate(parts, axis=1), logits(p), **TIGHT)
+
+
+def test_a_context_that_serves_a_second_pass_does_not_prompt_again():
+    p, context = prompted("gpt2"), ForwardContext()
+    cache = p(IDS[:, :3], use_cache=True, context=context).past_key_values
+    rest = logits(p, IDS[:, 3:], past_key_values=cache, context=context)
+    np.testing.assert_allclose(rest, logits(p)[:, 3:], **TIGHT)
 
 
 @makers
