@@ -32,6 +32,7 @@ from numba import types
 
 from . import runtime
 
+runtime.shorten_waiting()
 _config: Any = numba.config
 FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 

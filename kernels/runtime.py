@@ -8,11 +8,25 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 
 from .memory import keep_freed_buffers
 
+SPINS = "10000"
+"""How often a waiting thread of GNU OpenMP looks again before it sleeps (its own default is 300,000)."""
+
 _WRONG_UNDER_CONCURRENT_CALLS = ("0.3.28", "0.3.29")  # numpy/numpy#29391
+
+
+def shorten_waiting() -> None:
+    """Let threads that wait for others give up their core soon, unless the user has set how long.
+
+    By default they spin for some milliseconds. Where other programs want the cores, a thread that works is then
+    put off in favour of one that spins: a training step on two busy cores takes 1.5 s, with short waits 0.27 s
+    (on idle cores 0.11 s in both cases). It must be set before Numba loads its threads.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 @functools.cache

@@ -55,6 +55,15 @@ def test_starting_leaves_one_thread_pool():
     assert ours and {lib["num_threads"] for lib in ours} == {1}
 
 
+@pytest.mark.parametrize(("given", "used"), [({}, runtime.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(given, used):
+    """The setting must stand before Numba loads its threads, which happens at the first call of a kernel."""
+    code = "import os, minitorch_peft.kernels.jit as jit; print(os.environ['GOMP_SPINCOUNT'])"
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | given
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == used, done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 def test_freed_buffers_are_kept():
     """A 64 MiB array that was freed and is asked for again costs no new pages."""
