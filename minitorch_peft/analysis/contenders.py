@@ -33,8 +33,8 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("full", "full fine-tuning", "full", 3e-3),
     Contender("lora-r16", "LoRA r=16", "lora", 1e-2, {"r": 16, "lora_alpha": 32, **ALL_LINEAR}),
     Contender("lora-r4", "LoRA r=4", "lora", 1e-2, {"r": 4, "lora_alpha": 16, **ALL_LINEAR}),
-    Contender("bitfit", "BitFit", "bitfit", 6e-2),
-    Contender("top-layer", "top layer", "partial", 2e-2, {"top_layers": 1}),
+    Contender("bitfit", "BitFit", "bitfit", 0.12),
+    Contender("top-layer", "top layer", "partial", 1e-2, {"top_layers": 1}),
 )
 
 
