@@ -22,6 +22,7 @@ def attention_forward(
     >>> out.ravel().tolist(), lse.round(4).tolist()
     ([1.0, 2.0], [[[0.0, 0.6931]]])
     """
+    # BEGIN SOLUTION(task="2.1b")
     scores = _scores(q, k, v, mask, causal, scale)
     top = scores.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(scores - np.where(np.isneginf(top), 0, top))
@@ -30,6 +31,7 @@ def attention_forward(
         lse = np.where(total == 0, -np.inf, top + np.log(total))
     probabilities = e / np.where(total == 0, 1, total)
     return (probabilities @ _repeat(v, q)).astype(q.dtype), lse[..., 0].astype(q.dtype)
+    # END SOLUTION
 
 
 def attention_backward(
@@ -55,6 +57,7 @@ def attention_backward(
     [1.5, 0.5]
     """
     check_backward(grad, q, k, v, out, lse)
+    # BEGIN SOLUTION(task="2.2a")
     scores = _scores(q, k, v, mask, causal, scale)
     p = np.exp(scores - np.where(np.isneginf(lse), 0, lse)[..., None])
     ds = p * (grad @ _repeat(v, q).swapaxes(-1, -2) - (grad * out).sum(-1, keepdims=True))
@@ -64,6 +67,7 @@ def attention_backward(
         _sum_groups(ds.swapaxes(-1, -2) @ q, k) if needs[1] else None,
         _sum_groups(p.swapaxes(-1, -2) @ grad, v) if needs[2] else None,
     )
+    # END SOLUTION
 
 
 def _scores(
@@ -71,6 +75,7 @@ def _scores(
 ) -> np.ndarray:
     """scale Q K.T + mask (B, H, T, S), -inf where a query must not look."""
     check_shapes(q, k, v)
+    # BEGIN SOLUTION(task="2.1a")
     scores = q.dtype.type(scale) * (q @ _repeat(k, q).swapaxes(-1, -2))
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
@@ -78,6 +83,7 @@ def _scores(
         t, s = scores.shape[-2:]
         scores = np.where(np.tri(t, s, s - t, dtype=bool), scores, -np.inf)
     return scores
+    # END SOLUTION
 
 
 def _repeat(kv: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -87,8 +93,10 @@ def _repeat(kv: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 def _sum_groups(gradient: np.ndarray, kv: np.ndarray) -> np.ndarray:
     """(B, H, S, D) -> (B, Hkv, S, D): the transpose of ``_repeat``."""
+    # BEGIN SOLUTION(task="2.2b")
     b, heads, s, d = kv.shape
     return gradient.reshape(b, heads, gradient.shape[1] // max(heads, 1), s, d).sum(2)
+    # END SOLUTION
 
 
 def check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:

@@ -31,12 +31,14 @@ def adamw_step(
     ([0.9], [0.2], [0.004])
     """
     check_state(param, grad, exp_avg, exp_avg_sq, step)
+    # BEGIN SOLUTION(task="2.5")
     param *= 1 - lr * weight_decay
     exp_avg += (1 - beta1) * (grad - exp_avg)
     exp_avg_sq *= beta2
     exp_avg_sq += (1 - beta2) * grad * grad
     denominator = np.sqrt(exp_avg_sq) / math.sqrt(1 - beta2**step) + eps
     param -= (lr / (1 - beta1**step)) * (exp_avg / denominator)
+    # END SOLUTION
 
 
 def square_norm(x: np.ndarray) -> float:

@@ -128,6 +128,7 @@ def check_sampling(
 
 def probabilities(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
     """(B, V) logits to the (B, V) distribution that is drawn from (Holtzman et al. 2020, section 3.1)."""
+    # BEGIN SOLUTION(task="2.6a")
     z = logits.astype(np.float64) / temperature
     if top_k is not None and top_k < z.shape[-1]:
         kth = np.partition(z, -top_k, axis=-1)[:, -top_k, None]
@@ -141,9 +142,12 @@ def probabilities(logits: np.ndarray, temperature: float, top_k: int | None, top
         np.put_along_axis(p, order, np.where(outside, 0, sorted_p), axis=-1)
         p /= p.sum(axis=-1, keepdims=True)
     return p
+    # END SOLUTION
 
 
 def sample(p: np.ndarray, seed: int, row: int, step: int) -> int:
     """One index drawn from ``p`` (V,), by inverting its cumulative sum."""
     u = generator(seed, "generate", row, step).random()
+    # BEGIN SOLUTION(task="2.6b")
     return int(min(np.searchsorted(np.cumsum(p), u, side="right"), np.flatnonzero(p)[-1]))
+    # END SOLUTION

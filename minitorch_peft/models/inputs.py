@@ -112,4 +112,6 @@ def shifted_labels(labels: Any, shape: tuple[int, int], one_before: bool, vocab_
         raise ValueError(f"labels must be integers of the input's shape {shape}, got {y.dtype} {y.shape}")
     if y.size and (y.max() >= vocab_size or ((y < 0) & (y != -100)).any()):
         raise ValueError(f"labels must be -100 or within the vocabulary 0..{vocab_size - 1}")
+    # BEGIN SOLUTION(task="2.4a")
     return np.pad(y if one_before else y[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+    # END SOLUTION

@@ -92,6 +92,7 @@ class Linear(Function):
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> tuple[np.ndarray | None, ...]:
         x, w = ctx.saved
+        # BEGIN SOLUTION(task="2.7c")
         if x is not None:
             return dispatch.get("linear_backward", g.dtype)(g, x, w, ctx.needs_input_grad)
         rows = g.reshape(math.prod(g.shape[:-1]), len(w))
@@ -101,6 +102,7 @@ class Linear(Function):
             None,
             rows.sum(0) if ctx.needs_input_grad[2] else None,
         )
+        # END SOLUTION
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -48,14 +48,18 @@ def partial_targets(model: GPT, config: PartialConfig) -> dict[str, int]:
     layers = model.config.n_layer
     if config.top_layers > layers:  # type: ignore[operator]
         raise ValueError(f"top_layers={config.top_layers}, the model has {layers} blocks")
+    # BEGIN SOLUTION(task="2.7a")
     lowest = layers - config.top_layers  # type: ignore[operator]
     return {path: size for path, size in sizes.items() if is_above(path, lowest)}
+    # END SOLUTION
 
 
 def is_above(path: str, lowest: int) -> bool:
     """Is a parameter in block ``lowest`` or above it, in the final norm, or in an untied head?"""
+    # BEGIN SOLUTION(task="2.7b")
     layer = layer_index(path)
     return layer >= lowest if layer is not None else path.startswith(("ln_f.", "lm_head."))
+    # END SOLUTION
 
 
 def partial_count(model: GPT, config: PartialConfig) -> int:
