@@ -20,10 +20,12 @@ def layer_norm_forward(
     ([[-1.0, 1.0]], [2.0], [1.0])
     """
     check_shapes("layer_norm", x, {"weight": weight, "bias": bias})
+    # BEGIN SOLUTION(task="1.4a")
     mean = x.mean(-1, keepdims=True)
     centred = x - mean
     rstd = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + x.dtype.type(eps))
     return _affine(centred * rstd, weight, bias), mean[..., 0], rstd[..., 0]
+    # END SOLUTION
 
 
 def layer_norm_backward(
@@ -44,12 +46,14 @@ def layer_norm_backward(
     [1.0, 0.0]
     """
     check_shapes("layer_norm", x, {"weight": weight}, grad, {"mean": mean, "rstd": rstd})
+    # BEGIN SOLUTION(task="1.4b")
     h = (x - mean[..., None]) * rstd[..., None]
     dx = None
     if needs[0]:
         d = grad if weight is None else grad * weight
         dx = rstd[..., None] * (d - d.mean(-1, keepdims=True) - h * (d * h).mean(-1, keepdims=True))
     return dx, _sum_rows(grad * h) if needs[1] else None, _sum_rows(grad) if needs[2] else None
+    # END SOLUTION
 
 
 def rms_norm_forward(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
@@ -62,8 +66,10 @@ def rms_norm_forward(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tu
     [[1.0, -1.0]]
     """
     check_shapes("rms_norm", x, {"weight": weight})
+    # BEGIN SOLUTION(task="1.4c")
     rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps))
     return _affine(x * rstd, weight, None), rstd[..., 0]
+    # END SOLUTION
 
 
 def rms_norm_backward(
@@ -82,12 +88,14 @@ def rms_norm_backward(
     ([[0.0, 0.0]], [1.0, 1.0])
     """
     check_shapes("rms_norm", x, {"weight": weight}, grad, {"rstd": rstd})
+    # BEGIN SOLUTION(task="1.4d")
     h = x * rstd[..., None]
     dx = None
     if needs[0]:
         d = grad if weight is None else grad * weight
         dx = rstd[..., None] * (d - h * (d * h).mean(-1, keepdims=True))
     return dx, _sum_rows(grad * h) if needs[1] else None
+    # END SOLUTION
 
 
 def _affine(h: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None) -> np.ndarray:

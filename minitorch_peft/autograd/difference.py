@@ -178,10 +178,12 @@ def _extrapolated(
     tol: Tolerance,
 ) -> tuple[Estimate, float]:
     """R, from the differences with ``step`` and twice that, against the claim; and a bound of the residual."""
+    # BEGIN SOLUTION(task="1.8c")
     numeric, analytic = (4 * near[0] - far[0]) / 3, (4 * near[1] - far[1]) / 3
     residual = numeric - analytic
     scale = max(size, abs(numeric))
     allowed = tol.rtol * scale + tol.atol + ROUNDINGS * EPSILON * (near[2] + reach) / step
+    # END SOLUTION
     gap = abs(far[0] - near[0]) / 3  # the error of D(h)
     truncation = min(gap, 10 * gap * gap / scale) if scale else gap
     settled = bool(np.isfinite(numeric)) and truncation <= allowed
@@ -208,6 +210,7 @@ def _difference(
     h: float,
 ) -> tuple[float, float, float]:
     """D(h), what the gradients say it is (for the steps as rounded), and ‖u f‖."""
+    # BEGIN SOLUTION(task="1.8b")
     plus = [x if d is None else x + h * d for x, d in zip(problem.arrays, directions, strict=True)]
     minus = [x if d is None else x - h * d for x, d in zip(problem.arrays, directions, strict=True)]
     with np.errstate(all="ignore"):  # a step may leave the domain; then the next one is smaller
@@ -219,6 +222,7 @@ def _difference(
             if d is not None and g is not None
         )
         return rise / (2 * h), claimed / (2 * h), _norm(u * high)
+    # END SOLUTION
 
 
 def change(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -248,7 +252,9 @@ def random_direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def random_cotangent(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Random signs, sizes in [1/2, 1]."""
+    # BEGIN SOLUTION(task="1.8a")
     return np.asarray(rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.0, shape))
+    # END SOLUTION
 
 
 def sits_on_kink(problem: Problem, which: int, u: np.ndarray, element: int) -> bool:

@@ -15,6 +15,7 @@ def backward(root: Tensor, gradient: Tensor | np.ndarray | None = None) -> None:
     """Accumulate the gradient of ``root`` (weighted by ``gradient``) into ``.grad`` of every leaf."""
     if not root.requires_grad:
         raise RuntimeError("backward() on a tensor that does not require a gradient: nothing it came from does")
+    # BEGIN SOLUTION(task="1.7a")
     gradients = {id(root): _initial_gradient(root, gradient)}
     summed: set[int] = set()  # tensors whose gradient is a sum made here, which may be added to in place
     order = topological_order(root)
@@ -39,10 +40,12 @@ def backward(root: Tensor, gradient: Tensor | np.ndarray | None = None) -> None:
                 gradients[key] = np.asarray(gradients[key] + gi)
                 summed.add(key)
         node.release()
+    # END SOLUTION
 
 
 def topological_order(root: Tensor) -> list[Tensor]:
     """Every tensor that requires a gradient, each after all that it was computed from (no recursion)."""
+    # BEGIN SOLUTION(task="1.7b")
     order: list[Tensor] = []
     seen: set[int] = set()
     stack: list[tuple[Tensor, bool]] = [(root, False)]
@@ -57,6 +60,7 @@ def topological_order(root: Tensor) -> list[Tensor]:
                 _check_alive(tensor.grad_fn)
                 stack.extend((t, False) for t in tensor.grad_fn.inputs if t is not None)
     return order
+    # END SOLUTION
 
 
 def _check_alive(node: Node) -> None:

@@ -39,7 +39,9 @@ class Sum(Function):
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
+        # BEGIN SOLUTION(task="1.1b")
         return broadcast_view(g.reshape(ctx.kept), ctx.shape)
+        # END SOLUTION
 
 
 def sum(input: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
@@ -66,8 +68,10 @@ class Mean(Function):
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
+        # BEGIN SOLUTION(task="1.1c")
         share = g / ctx.count if ctx.count else g
         return broadcast_view(share.reshape(ctx.kept), ctx.shape)
+        # END SOLUTION
 
 
 def mean(input: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:

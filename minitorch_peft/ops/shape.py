@@ -64,9 +64,11 @@ def broadcast_view(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def sum_to_shape(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sum ``g`` over the axes along which ``shape`` broadcasts to ``g.shape``."""
+    # BEGIN SOLUTION(task="1.1a")
     lead = g.ndim - len(shape)
     axes = tuple(i for i in range(g.ndim) if i < lead or (shape[i - lead] == 1 and g.shape[i] != 1))
     return g.sum(axis=axes).reshape(shape)
+    # END SOLUTION
 
 
 def expand(input: Tensor, *sizes: Any) -> Tensor:
