@@ -1,7 +1,7 @@
 """Which function runs: one table of kernels, one rule that chooses the implementation.
 
-float32 runs the Numba version, every other dtype the NumPy reference. ``MINITORCH_KERNELS`` (``reference``, ``numba``
-or ``triton``), or ``use_backend`` for a stretch of code, overrides the rule for float32.
+float32 runs the Numba version where the family has one, every other dtype the NumPy reference. ``MINITORCH_KERNELS``
+(``reference``, ``numba`` or ``triton``), or ``use_backend`` for a stretch of code, overrides the rule for float32.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _resolve(name: str, dtype: np.dtype) -> Callable:
     if name not in TABLE:
         raise KeyError(f"no kernel is called {name!r}; the kernels are: {', '.join(TABLE)}")
     family = TABLE[name]
-    backend = _backend() if dtype == _FLOAT32 else "reference"
+    backend = _backend(FAMILIES[family][1]) if dtype == _FLOAT32 else "reference"
     if backend not in FAMILIES[family][1]:
         raise NotImplementedError(
             f"kernel {name!r} has no {backend} version (it has: {', '.join(FAMILIES[family][1])}); "
@@ -90,11 +90,13 @@ def _resolve(name: str, dtype: np.dtype) -> Callable:
     return getattr(importlib.import_module(f".{family}.{backend}", __package__), name)
 
 
-def _backend() -> str:
-    """The backend for float32: what was asked for, else Numba where it is installed."""
+def _backend(has: tuple[str, ...]) -> str:
+    """The backend for float32: what was asked for, else Numba where it is installed and the family ``has`` it."""
     chosen = _override or os.environ.get("MINITORCH_KERNELS")
     if chosen:
         return _checked(chosen, "MINITORCH_KERNELS")
+    if "numba" not in has:
+        return "reference"
     if importlib.util.find_spec("numba") is None:
         _warn_once()
         return "reference"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from minitorch_peft.cli.adapt import adapt
 from minitorch_peft.cli.compare import compare
+from minitorch_peft.cli.course import course
 from minitorch_peft.cli.errors import Guarded
 from minitorch_peft.cli.generate import generate
 from minitorch_peft.cli.inspect import inspect
@@ -51,3 +54,7 @@ def root(
 
 for command in (compare, adapt, generate, merge, inspect, pretrain):
     app.command()(command)
+
+app.add_typer(course, name="course")
+if find_spec("minitorch_peft.cli.teaching"):  # a handout has no teacher's part
+    import_module("minitorch_peft.cli.teaching")

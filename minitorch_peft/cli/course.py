@@ -1,0 +1,122 @@
+"""``minitorch-peft course``: the student's ``check``; what a teacher runs is in ``cli/teaching.py``."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minitorch_peft.cli.errors import USAGE, CommandError
+from minitorch_peft.cli.screen import JsonFlag, Screen
+
+if TYPE_CHECKING:
+    from minitorch_peft.course.manifest import Assignment, Task
+    from minitorch_peft.course.runner import TaskResult
+
+course = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Assignments: build, check, grade.")
+
+MARKS = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "not done": "[dim]○[/dim]"}
+DEFAULT = typer.Option(help="Which assignment. Default: the one that this package holds.")
+AssignmentOption = Annotated[str | None, DEFAULT]
+
+
+@course.command()
+def check(
+    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks, such as 1.3. Default: all.")] = None,
+    assignment: AssignmentOption = None,
+    hint: Annotated[int, typer.Option("--hint", count=True, help="Show a hint too; again for the next one.")] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Check your solutions: a table of tasks, and for each failure a small counter-example and the likely cause.
+
+    Every task is checked by itself, in a process of its own. The grader runs the same checks with other seeds and
+    larger shapes. Exit code 0: everything that was checked is right; 1: something is not.
+
+    Examples:
+
+        minitorch-peft course check
+        minitorch-peft course check 1.3
+        minitorch-peft course check 1.3 --hint --hint
+    """
+    require_hypothesis()
+    from minitorch_peft.course.checks import PUBLIC
+    from minitorch_peft.course.library import Library
+    from minitorch_peft.course.runner import run_task
+
+    screen = Screen(json)
+    manifest = the_assignment(assignment)
+    chosen = [manifest.task(id) for id in tasks] if tasks else list(manifest.tasks)
+    layers = ("limits",) if find_spec("resource") else ()
+    results = []
+    with Library() as library, screen.err.status("") as status:
+        for task in chosen:
+            status.update(f"{task.id} {task.title}")
+            results.append(run_task(manifest, task, library.root, [PUBLIC], layers))
+    show(screen, manifest, chosen, results, hint)
+    if any(r.status != "passed" for r in results):
+        raise typer.Exit(1)
+
+
+def the_assignment(id: str | None) -> Assignment:
+    """The assignment of that id, or the only one there is."""
+    from minitorch_peft.course.manifest import available, load
+
+    if id is None:
+        ids = available()
+        if len(ids) != 1:
+            raise CommandError(f"--assignment is needed: there are {', '.join(ids)}", USAGE)
+        (id,) = ids
+    return load(id)
+
+
+def require_hypothesis() -> None:
+    if find_spec("hypothesis") is None:
+        raise CommandError("the checks need hypothesis: pip install 'minitorch-peft[course]'", USAGE)
+
+
+def show(screen: Screen, assignment: Assignment, tasks: list[Task], results: list[TaskResult], hint: int) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{assignment.id.upper()} {assignment.title}", title_justify="left")
+    for name in ("task", "", "points", "what is checked"):
+        table.add_column(name, justify="right" if name == "points" else "left")
+    for result in results:
+        checked = "still to be written"
+        if result.status != "not done":
+            checked = "\n".join(
+                f"{MARKS['passed' if o.passed else 'failed']} {escaped(o.title)}" for o in result.outcomes
+            )
+        points = f"{result.earned}/{result.points}"
+        table.add_row(f"{result.task} {escaped(result.title)}", MARKS[result.status], points, checked)
+    screen.say(table)
+    for task, result in zip(tasks, results, strict=True):
+        if result.status == "failed":
+            show_failure(screen, result)
+        if hint and result.status != "passed":
+            for text in task.hints[:hint]:
+                screen.say(f"[bold]Hint for {task.id}:[/bold] {escaped(text)}")
+    earned, points = sum(r.earned for r in results), sum(r.points for r in results)
+    screen.say(f"{earned} of {points} points")
+    screen.result({"assignment": assignment.id, "score": earned, "tasks": [r.to_dict() for r in results]})
+
+
+def show_failure(screen: Screen, result: TaskResult) -> None:
+    """The first check that failed: what, for which input, and why, likely."""
+    failure = result.failure
+    assert failure is not None
+    screen.say(f"\n[bold red]{result.task}[/bold red] {escaped(failure.title)}")
+    if failure.example:
+        screen.say(f"for {escaped(failure.example)}", soft_wrap=True)
+    screen.say(escaped(failure.message), soft_wrap=True)
+    if failure.because:
+        screen.say(f"[yellow]likely cause:[/yellow] {escaped(failure.because)}", soft_wrap=True)
+    if result.printed:
+        screen.say(f"[dim]it printed: {escaped(result.printed[:500])}[/dim]", soft_wrap=True)
+    screen.say(f"[dim]a hint: minitorch-peft course check {result.task} --hint[/dim]")
+
+
+def escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,1 @@
+"""One folder an assignment: the manifest, its checks, and the probes that run beside a student's code."""

@@ -1,0 +1,135 @@
+"""Copies of the package in folders of their own, with other contents in some regions."""
+
+from __future__ import annotations
+
+import compileall
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import minitorch_peft
+from minitorch_peft import kernels
+from minitorch_peft.course import marks
+
+PACKAGE = Path(minitorch_peft.__file__).parent
+KERNELS = Path(kernels.__file__).parent
+
+
+def not_needed(folder: str, names: list[str]) -> set[str]:
+    """What a student's process does not need, or must not see: caches, checkpoints, the checks, the teacher's part."""
+    kept_out = {"__pycache__", "teacher"}
+    if Path(folder).parent.name == "assignments":
+        kept_out |= {"checks.py", "manifest.toml"}
+    return {n for n in names if n in kept_out or n.startswith(".") or n.endswith(".safetensors")}
+
+
+def sources() -> dict[str, Path]:
+    """Every source file of the package, by its path from the repository's root."""
+    files = {f"minitorch_peft/{p.relative_to(PACKAGE).as_posix()}": p for p in sorted(PACKAGE.rglob("*.py"))}
+    inside = "minitorch_peft/kernels/"  # where an installed package has them
+    files = {
+        (name.removeprefix("minitorch_peft/") if name.startswith(inside) else name): p for name, p in files.items()
+    }
+    return files | {f"kernels/{p.relative_to(KERNELS).as_posix()}": p for p in sorted(KERNELS.rglob("*.py"))}
+
+
+def solutions(kind: str = "task") -> dict[str, tuple[str, marks.Region]]:
+    """Every marked region of the package: id to its file (from the repository's root) and lines."""
+    found: dict[str, tuple[str, marks.Region]] = {}
+    for name, path in sources().items():
+        text = path.read_text(encoding="utf-8")
+        if "# BEGIN SOLUTION(" not in text or is_frame(name):
+            continue
+        try:
+            regions = marks.find(text)
+        except marks.MarkError as error:
+            raise marks.MarkError(f"{name}: {error}") from None
+        for region in regions.values():
+            if region.kind != kind:
+                continue
+            if region.id in found:
+                raise marks.MarkError(f"{name}: the solution of {region.id} is in {found[region.id][0]} too")
+            found[region.id] = (name, region)
+    return found
+
+
+def is_frame(name: str) -> bool:
+    """Is this a file of the course itself? Some show marks, which are no solutions."""
+    return name.startswith("minitorch_peft/course/") and not name.startswith("minitorch_peft/course/assignments/")
+
+
+class Library:
+    """A copy of the running package, compiled, from which copies with other solutions are made."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="course-library-", ignore_cleanup_errors=True)
+        self.root = Path(self.folder.name) / "reference"
+        shutil.copytree(PACKAGE, self.root / "minitorch_peft", ignore=not_needed)
+        shutil.copytree(KERNELS, self.root / "minitorch_peft" / "kernels", ignore=not_needed, dirs_exist_ok=True)
+        compileall.compile_dir(self.root, quiet=2, stripdir=str(self.root))
+        self.regions = solutions()
+        self.made = 0
+
+    def spliced(self, new: dict[str, str]) -> Path:
+        """A copy with ``new`` in the regions that it names by id; remove it when done.
+
+        Raises ValueError for a region that the library does not have, SpliceError where it does not compile there.
+        """
+        if unknown := sorted(new.keys() - self.regions.keys()):
+            raise ValueError(f"the library has no region {', '.join(unknown)}")
+        changed = {self.regions[region][0] for region in new}
+        texts = {name: compiled(marks.replace(self.text(name), new)) for name in sorted(changed)}
+        self.made += 1
+        root = Path(self.folder.name) / f"copy-{os.getpid()}-{self.made}"
+        shutil.copytree(self.root, root)
+        for name, text in texts.items():
+            path = self.path(name, root)
+            for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+                stale.unlink()
+            path.write_text(text, encoding="utf-8")
+        return root
+
+    def regions_of(self, task: str) -> list[str]:
+        """The ids of a task's regions, in order."""
+        return sorted(id for id, (_, region) in self.regions.items() if region.task == task)
+
+    def solution(self, region: str) -> str:
+        """What the library has in a region."""
+        name, place = self.regions[region]
+        return marks.body(self.text(name), place)
+
+    def path(self, name: str, root: Path | None = None) -> Path:
+        """Where the file ``name`` (from the repository's root) is in a copy."""
+        inside = name if name.startswith("minitorch_peft/") else f"minitorch_peft/{name}"
+        return (root or self.root) / inside
+
+    def text(self, name: str) -> str:
+        return self.path(name).read_text(encoding="utf-8")
+
+    def close(self) -> None:
+        self.folder.cleanup()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class SpliceError(ValueError):
+    """A solution that is no Python in its place."""
+
+
+def compiled(text: str) -> str:
+    """``text``, if it is Python; if not, SpliceError with the line of the solution that is wrong."""
+    try:
+        compile(text, "solution", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        number = getattr(error, "lineno", None) or 0
+        regions = [r for r in marks.find(text).values() if r.start < number <= r.stop + 1]
+        where = f" in line {number - regions[0].start} of solution {regions[0].id}" if regions else ""
+        line = text.splitlines()[number - 1].strip() if 0 < number <= len(text.splitlines()) else ""
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise SpliceError(f"{type(error).__name__}{where}: {reason}{f': {line[:100]}' if line else ''}") from None
+    return text

@@ -1,0 +1,214 @@
+"""Hold one solution against the checks of its task."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Flaky, FlakyFailure
+
+from minitorch_peft.course import marks
+from minitorch_peft.course.checks import Check, Code, NotDone, Variant, checks_of
+from minitorch_peft.course.expect import Failed, shown
+from minitorch_peft.course.library import KERNELS, PACKAGE, Library, SpliceError
+from minitorch_peft.course.manifest import Assignment, Task
+from minitorch_peft.course.process import Limits, Process, Stopped
+
+STATE = "the same call gave two different answers: does the solution keep state between calls, or draw random numbers?"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one check: ``example`` is the smallest input found that fails it."""
+
+    title: str
+    variant: str
+    passed: bool
+    message: str = ""
+    because: str | None = None
+    example: str = ""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """``status``: "passed", "failed" or "not done". ``printed``: the first of what the solution printed."""
+
+    task: str
+    title: str
+    points: int
+    status: str
+    outcomes: list[Outcome] = field(default_factory=list)
+    printed: str = ""
+    seconds: float = 0.0
+
+    @property
+    def earned(self) -> int:
+        """All of the points or none."""
+        return self.points if self.status == "passed" else 0
+
+    @property
+    def failure(self) -> Outcome | None:
+        """The first check that failed; a public one before a hidden one."""
+        return next((o for o in self.outcomes if not o.passed), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, table: dict[str, Any]) -> TaskResult:
+        return cls(**{**table, "outcomes": [Outcome(**o) for o in table["outcomes"]]})
+
+
+def failed(task: Task, message: str, because: str | None = None, status: str = "failed") -> TaskResult:
+    """The result of a task whose checks could not even start."""
+    return TaskResult(task.id, task.title, task.points, status, [Outcome("", "public", False, message, because)])
+
+
+def judge(
+    library: Library,
+    assignment: Assignment,
+    task: Task,
+    solutions: Mapping[str, str],
+    variants: Sequence[Variant],
+    layers: tuple[str, ...],
+    limits: Limits = Limits(),  # noqa: B008 (it is frozen)
+    first_only: bool = False,
+) -> TaskResult:
+    """Splice ``solutions`` (region id to source) into the library and run the checks of one task.
+
+    A region of the task without a solution is a hole; what is not named stays as the library has it.
+    """
+    holes = {region: task.hole() for region in library.regions_of(task.id)}
+    try:
+        root = library.spliced({**holes, **solutions})
+    except SpliceError as error:
+        return failed(task, str(error))
+    try:
+        hidden = [str(PACKAGE), str(KERNELS), str(library.root)]
+        return run_task(assignment, task, root, variants, layers, hidden, limits, first_only)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def run_task(
+    assignment: Assignment,
+    task: Task,
+    root: Path,
+    variants: Sequence[Variant],
+    layers: tuple[str, ...],
+    hidden: list[str] | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (it is frozen)
+    first_only: bool = False,
+) -> TaskResult:
+    """Run the checks of ``task`` on the library at ``root``, in a process of its own.
+
+    ``first_only``: stop at the first check that fails.
+    """
+    started = time.monotonic()
+    with Process(root, assignment.probes_module, limits, layers, hidden) as process:
+        code = Code(process.call, Locator(root, task.id))
+        outcomes = list(_outcomes(code, checks_of(assignment, task.id), variants, first_only))
+        printed = process.printed
+    status = "passed" if all(o.passed for o in outcomes) else "failed"
+    if any(not o.passed and o.because == NOT_DONE for o in outcomes):
+        status = "not done"
+    seconds = round(time.monotonic() - started, 2)
+    return TaskResult(task.id, task.title, task.points, status, outcomes, printed, seconds)
+
+
+NOT_DONE = "still to be written"
+
+
+def _outcomes(code: Code, checks: Sequence[Check], variants: Sequence[Variant], first_only: bool) -> Iterable[Outcome]:
+    if not checks:
+        raise ValueError("a task without checks")
+    for variant in variants:
+        for check in checks:
+            try:
+                outcome = run_check(check, code, variant)
+            except Stopped as stopped:
+                yield Outcome(check.title, variant.name, False, str(stopped))
+                return
+            yield outcome
+            if not outcome.passed and (first_only or outcome.because == NOT_DONE):
+                return
+
+
+def run_check(check: Check, code: Code, variant: Variant) -> Outcome:
+    """One check in one variant. Raises Stopped where the solution's process cannot answer any more."""
+    adjusted = check.adjusted(variant)
+    wanted = {"variant": adjusted} if "variant" in inspect.signature(check.run).parameters else {}
+    failures: list[tuple[dict[str, Any], Exception]] = []
+
+    def attempt(**drawn: Any) -> None:
+        kept = {name: np.array(v, copy=True) if isinstance(v, np.ndarray) else v for name, v in drawn.items()}
+        try:
+            check.run(code, **drawn, **wanted)
+        except Exception as error:
+            failures.append((kept, error))
+            raise
+
+    try:
+        if check.given is None:
+            attempt()
+        else:
+            drawing(attempt, check.given(adjusted), adjusted)()
+    except (Flaky, FlakyFailure):
+        return _failed(check, variant, *failures[-1], because=STATE)
+    except Stopped:
+        if not failures:
+            raise
+        return _failed(check, variant, *failures[-1])  # it got stuck while a smaller example was looked for
+    except Exception:
+        if not failures:  # the draw itself failed: a bug of the check
+            raise
+        return _failed(check, variant, *failures[-1])
+    return Outcome(check.title, variant.name, True)
+
+
+def drawing(attempt: Callable[..., None], strategies: dict[str, Any], variant: Variant) -> Callable[[], None]:
+    """``attempt`` on drawn arguments: reproducibly, without a database, without a clock."""
+    chosen = settings(
+        max_examples=variant.examples, database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
+        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
+    )  # fmt: skip
+    return seed(variant.seed)(chosen(given(**strategies)(attempt)))
+
+
+def _failed(
+    check: Check, variant: Variant, drawn: dict[str, Any], error: Exception, because: str | None = None
+) -> Outcome:
+    if isinstance(error, NotDone):
+        return Outcome(check.title, variant.name, False, error.message, NOT_DONE)
+    if isinstance(error, Failed):
+        message, because = error.message, because or error.because
+    else:  # the check could not use what it got
+        message, because = f"the result has not the form that is due ({type(error).__name__}: {error})", because
+    example = "\n".join(f"{name} = {shown(value)}" for name, value in drawn.items())
+    return Outcome(check.title, variant.name, False, message, because, example)
+
+
+class Locator:
+    """Turns the lines of a traceback into "line 2 of your solution (1.3a)"."""
+
+    def __init__(self, root: Path, task: str) -> None:
+        self.root, self.task = root, task
+
+    def __call__(self, lines: list[list[Any]]) -> str:
+        for name, number in reversed(lines):
+            path = (self.root / name).resolve()
+            if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+                continue
+            text = path.read_text(encoding="utf-8")
+            for region in marks.find(text).values():
+                if region.task == self.task and region.start < number <= region.stop:
+                    line = text.splitlines()[number - 1].strip()
+                    return f" (line {number - region.start} of your solution {region.id}: {line})"
+        return ""
