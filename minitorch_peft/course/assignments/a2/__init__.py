@@ -1,0 +1,1 @@
+"""Assignment A2: a GPT and fine-tuning it."""
