@@ -27,12 +27,14 @@ def lora_linear_forward(
     ([[6.0]], [[6.0]])
     """
     check_forward(x, weight, bias, lora_a, lora_b)
+    # BEGIN SOLUTION(task="3.2")
     y = x @ weight.T
     xa = x @ lora_a.T
     y += (xa @ lora_b.T) * x.dtype.type(scaling)
     if bias is not None:
         y += bias
     return y, xa
+    # END SOLUTION
 
 
 def lora_linear_backward(
@@ -54,8 +56,9 @@ def lora_linear_backward(
     >>> dx.tolist(), da.tolist(), db.round(6).tolist()
     ([[2.0]], [[1.5]], [[0.6]])
     """
-    s = grad.dtype.type(scaling)
     check_backward(grad, x, xa, weight, lora_a, lora_b)
+    # BEGIN SOLUTION(task="3.3")
+    s = grad.dtype.type(scaling)
     g, rows = rows_of(grad), rows_of(x)
     dxa = s * (g @ lora_b)
     return (
@@ -65,6 +68,7 @@ def lora_linear_backward(
         dxa.T @ rows if needs[3] else None,
         s * (g.T @ rows_of(xa)) if needs[4] else None,
     )
+    # END SOLUTION
 
 
 def check_forward(

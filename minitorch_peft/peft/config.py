@@ -86,5 +86,8 @@ class LowRankConfig(PeftConfig):
         return by_path(self.rank_pattern, path, self.r)
 
     def scaling(self, path: str) -> float:
+        """The factor s of the change of the target at ``path``."""
+        # BEGIN SOLUTION(task="3.6")
         r = self.rank(path)
         return by_path(self.alpha_pattern, path, self.lora_alpha) / (math.sqrt(r) if self.use_rslora else r)
+        # END SOLUTION

@@ -87,12 +87,14 @@ class Merger:
 
     def unmerge(self) -> None:
         """Put back every array that was there before the merge."""
+        # BEGIN SOLUTION(task="3.4c")
         for path, array in self.before.items():
             base_module(self.model, path).set_dense_weight(array)
         if self.tied is not None:
             head, self.model.config = self.tied
             replace_base_module(self.model, "lm_head", head)
         self._forget()
+        # END SOLUTION
 
     def commit(self) -> None:
         """Make the merge final: the arrays from before are let go, copies of parameters become the base's."""
@@ -113,9 +115,11 @@ class Merger:
             stored = weight.astype(leaf.dense_weight().dtype)
             if not np.isfinite(stored).all():
                 raise ValueError(f"merging would put values that are not finite into {path}: is the adapter sound?")
+            # BEGIN SOLUTION(task="3.4b")
             self.before[path] = leaf.dense_weight()
             leaf.set_dense_weight(stored)
             self.rounding = max(self.rounding, float(np.abs(stored - weight).max(initial=0)))
+            # END SOLUTION
         for adapter in self.adapters:
             adapter.merged = True
 

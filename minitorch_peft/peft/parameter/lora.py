@@ -63,10 +63,12 @@ class LoraLayer(Reparam):
     def __init__(self, base_layer: Module, path: str, adapter: Adapter, config: LoraConfig) -> None:
         super().__init__(base_layer, adapter)
         base, r = self.base, config.rank(path)
+        # BEGIN SOLUTION(task="3.1")
         # an embedding's A is looked up, not multiplied by; as in peft it starts at zero and B is normal
         A, B = (init.zeros, init.normal(1.0)) if base.takes_ids else (init.kaiming_uniform(), init.zeros)
         self.lora_A = adapter.new_parameter(f"{path}.lora_A", (r, base.in_features), A)
         self.lora_B = adapter.new_parameter(f"{path}.lora_B", (base.out_features, r), B)
+        # END SOLUTION
         self.dropout = Dropout(config.lora_dropout, f"{adapter.name}.{path}")
         self.scaling = config.scaling(path)
 
@@ -82,8 +84,10 @@ class LoraLayer(Reparam):
         return F.linear(self.base.project(x, self.lora_A), self.lora_B) * self.scaling
 
     def effective(self, weight: np.ndarray) -> np.ndarray:
+        # BEGIN SOLUTION(task="3.4a")
         B, A = (p.data.astype(weight.dtype) for p in (self.lora_B, self.lora_A))
         return weight + self.scaling * (B @ A)
+        # END SOLUTION
 
 
 class Lora(Adapter):
@@ -94,7 +98,9 @@ class Lora(Adapter):
 
 def lora_count(model: GPT, config: LoraConfig) -> int:
     """Σ r (in + out) over the targets."""
+    # BEGIN SOLUTION(task="3.5")
     return sum(config.rank(path) * (t.in_features + t.out_features) for path, t in config.targets(model).items())
+    # END SOLUTION
 
 
 register(
