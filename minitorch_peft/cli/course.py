@@ -96,8 +96,8 @@ def show(screen: Screen, assignment: Assignment, tasks: list[Task], results: lis
         if hint and result.status != "passed":
             for text in task.hints[:hint]:
                 screen.say(f"[bold]Hint for {task.id}:[/bold] {escaped(text)}")
-    earned, points = sum(r.earned for r in results), sum(r.points for r in results)
-    screen.say(f"{earned} of {points} points")
+    earned = sum(r.earned for r in results)
+    screen.say(f"{earned} of {sum(r.points for r in results)} points")
     screen.result({"assignment": assignment.id, "score": earned, "tasks": [r.to_dict() for r in results]})
 
 

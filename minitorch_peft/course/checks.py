@@ -57,8 +57,10 @@ class Check:
     def adjusted(self, variant: Variant) -> Variant:
         """The variant with this check's own number of examples and a seed of its own."""
         digest = hashlib.sha256(f"{variant.seed}:{self.task}:{self.name}".encode()).digest()
-        own = {} if self.examples is None else {"examples": self.examples * (2 if variant.name == "hidden" else 1)}
-        return replace(variant, seed=int.from_bytes(digest[:6]), **own)
+        examples = variant.examples
+        if self.examples is not None:
+            examples = self.examples * (2 if variant.name == "hidden" else 1)
+        return replace(variant, seed=int.from_bytes(digest[:6]), examples=examples)
 
 
 CHECKS: dict[str, list[Check]] = {}

@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -47,12 +47,12 @@ def unpack(frame: bytes, header_size: int, call: Callable[[int, list], Any] | No
     return value
 
 
-def send(stream: BinaryIO, value: Any, functions: list[Callable] | None = None) -> None:
+def send(stream: IO[bytes], value: Any, functions: list[Callable] | None = None) -> None:
     stream.write(pack(value, functions))
     stream.flush()
 
 
-def receive(stream: BinaryIO, call: Callable[[int, list], Any] | None = None) -> Any:
+def receive(stream: IO[bytes], call: Callable[[int, list], Any] | None = None) -> Any:
     """The next frame's value. Raises EOFError where the other side has closed, WireError for what is no frame."""
     header_size, size = HEAD.unpack(_exactly(stream, HEAD.size))
     if size > LARGEST or header_size > size:
@@ -60,7 +60,7 @@ def receive(stream: BinaryIO, call: Callable[[int, list], Any] | None = None) ->
     return unpack(_exactly(stream, size), header_size, call)
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _exactly(stream: IO[bytes], size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         part = stream.read(min(size - len(data), 1 << 20))

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from minitorch_peft.course import wire
 
@@ -33,7 +33,7 @@ def serve(probes: str) -> None:
         answer(answers, perform(probes, request["target"], request["args"], request["kwargs"]))
 
 
-def answer(stream: BinaryIO, outcome: dict[str, Any]) -> None:
+def answer(stream: IO[bytes], outcome: dict[str, Any]) -> None:
     try:
         frame = wire.pack(outcome)
     except wire.WireError as error:
