@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minitorch_peft.cli.course import course, escaped, require_hypothesis, the_assignment
+from minitorch_peft.cli.course import course, escaped, require, the_assignment
+from minitorch_peft.cli.errors import USAGE, CommandError
 from minitorch_peft.cli.screen import JsonFlag, Screen
 
 if TYPE_CHECKING:
@@ -15,6 +17,44 @@ if TYPE_CHECKING:
 AssignmentArgument = Annotated[str, typer.Argument(help="Such as a1.")]
 SeedOption = Annotated[int, typer.Option(help="Of the hidden variants: students should not know it.")]
 JobsOption = Annotated[int, typer.Option(min=1, help="Processes at a time.")]
+
+
+@course.command()
+def build(
+    assignment: AssignmentArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the handout's folder and its zip.")] = Path("handouts"),
+    autograder: Annotated[
+        bool, typer.Option("--autograder", help="Build Gradescope's autograder zip instead.")
+    ] = False,
+    seed: SeedOption = 1,
+    json: JsonFlag = False,
+) -> None:
+    """Build what students get: the library with holes, the notebook, public tests and a README.
+
+    OUT/ASSIGNMENT and OUT/ASSIGNMENT.zip hold nothing that gives a solution away: this is checked. With
+    `--autograder`, OUT/ASSIGNMENT-autograder.zip is what Gradescope asks for.
+
+    Examples:
+
+        minitorch-peft course build a1
+        minitorch-peft course build a1 --autograder --seed 20261122
+    """
+    require("jupytext")
+    from minitorch_peft.course.teacher import build as building
+
+    screen = Screen(json)
+    manifest = the_assignment(assignment)
+    try:
+        if autograder:
+            files = building.autograder(manifest, seed)
+            made = building.write_zip(files, out / f"{manifest.id}-autograder.zip", ("run_autograder", "setup.sh"))
+        else:
+            files = building.handout(manifest)
+            made = building.write(files, out / manifest.id)
+    except building.BuildError as error:
+        raise CommandError(str(error), USAGE) from error
+    screen.say(f"{made}: {len(files)} files, {made.stat().st_size / 1e6:.1f} MB, {len(manifest.tasks)} tasks")
+    screen.result({"zip": str(made), "files": len(files)})
 
 
 @course.command()
@@ -36,7 +76,7 @@ def prove(
         minitorch-peft course prove a1
         minitorch-peft course prove a1 --task 1.3 --verbose
     """
-    require_hypothesis()
+    require("hypothesis")
     from rich.progress import track
 
     from minitorch_peft.course.teacher.proof import prove as verdicts
