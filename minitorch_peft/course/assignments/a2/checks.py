@@ -509,15 +509,15 @@ def adamw_float32(code: Any, case: Case) -> None:
 # -- 2.6 sampling --------------------------------------------------------------------------------------------
 @st.composite
 def sampling_cases(draw: Draw, side: int) -> Case:
-    """Logits far enough apart that no two have one rank."""
+    """Logits far enough apart that no two have one rank, and p away from the sums that they are likely to give."""
     rows, size = draw(st.integers(1, side)), draw(st.integers(1, 2 * side))
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     logits = np.stack([rng.permutation(size) for _ in range(rows)]) * 0.5 + rng.uniform(0, 0.4, (rows, size)).round(2)
     return Case(
-        logits=logits - 2,
+        logits=draw(st.sampled_from([0.2, 1.0, 3.0])) * (logits - 2),
         temperature=draw(st.sampled_from([1.0, 0.5, 2.0])),
         top_k=draw(st.one_of(st.none(), st.integers(1, size + 1))),
-        top_p=draw(st.one_of(st.none(), st.sampled_from([1e-6, 0.31, 0.57, 0.83, 0.96, 1.0]))),
+        top_p=draw(st.one_of(st.sampled_from([None, 1e-6, 1.0]), st.integers(1, 99).map(lambda n: n / 100 + 0.0037))),
     )
 
 
