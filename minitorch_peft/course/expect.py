@@ -93,9 +93,9 @@ def shown(value: Any) -> str:
 
 def _array(got: Any, want: np.ndarray, what: str, typed: bool) -> np.ndarray:
     """``got`` as an array, once its kind, shape and dtype are the expected ones."""
-    if isinstance(got, bool | int | float) and want.ndim == 0:
+    if isinstance(got, bool | int | float) and want.ndim == 0 and not abs(got) >= 2**63:
         got = np.asarray(got, want.dtype if typed else None)
-    if not isinstance(got, np.ndarray | np.generic):
+    if not isinstance(got, np.ndarray | np.generic) or got.dtype.kind not in "biuf":
         raise Mismatch(f"{what} is {shown(got)}; an array of shape {want.shape} is due", _kind_cause(got))
     have = np.asarray(got)
     if have.shape != want.shape:

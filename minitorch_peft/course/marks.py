@@ -50,7 +50,7 @@ def find(text: str) -> dict[str, Region]:
     """Every region of ``text`` by id, in order. Raises MarkError, naming the line, where marks do not pair up."""
     regions: dict[str, Region] = {}
     opened: tuple[re.Match[str], int] | None = None
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(text.split("\n")):
         if begin := BEGIN.match(line):
             if opened is not None:
                 raise MarkError(f"line {number + 1}: a solution begins inside that of {opened[0]['id']}")
@@ -70,7 +70,7 @@ def find(text: str) -> dict[str, Region]:
 
 def body(text: str, region: Region) -> str:
     """What stands between the marks, without the indentation that all of it has."""
-    return textwrap.dedent("\n".join(text.splitlines()[region.start : region.stop])).strip("\n") + "\n"
+    return textwrap.dedent("\n".join(text.split("\n")[region.start : region.stop])).strip("\n") + "\n"
 
 
 def replace(text: str, new: dict[str, str]) -> str:
@@ -83,9 +83,9 @@ def replace(text: str, new: dict[str, str]) -> str:
     # END SOLUTION
     <BLANKLINE>
     """
-    lines = text.splitlines()
+    lines = text.split("\n")
     for region in reversed(find(text).values()):
         if region.id in new:
             indented = textwrap.indent(textwrap.dedent(new[region.id]).strip("\n"), region.indent)
-            lines[region.start : region.stop] = indented.splitlines()
-    return "\n".join(lines) + "\n"
+            lines[region.start : region.stop] = indented.split("\n")
+    return "\n".join(lines)

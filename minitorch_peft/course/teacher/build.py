@@ -110,7 +110,7 @@ def cut_solutions(name: str, text: str, assignment: Assignment) -> str:
             holes[region.id] = assignment.task(region.task).hole()
         else:
             others += [region.start - 1, region.stop]
-    lines = [line for i, line in enumerate(text.splitlines()) if i not in others]
+    lines = [line for i, line in enumerate(text.split("\n")) if i not in others]
     return marks.replace("\n".join(lines), holes)
 
 
@@ -120,9 +120,9 @@ def notebook(root: Path, assignment: Assignment) -> Files:
 
     text = (root / assignment.notebook).read_text(encoding="utf-8")
     for region in reversed(marks.find(text).values()):
-        lines = text.splitlines()
+        lines = text.split("\n")
         lines[region.start - 1 : region.stop + 1] = [YOURS]
-        text = "\n".join(lines) + "\n"
+        text = "\n".join(lines)
     cells = jupytext.reads(text, fmt="py:percent")
     return {
         f"{assignment.id}.py": text.encode(),

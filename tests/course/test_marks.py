@@ -1,0 +1,93 @@
+"""Marks: regions are found by lines, whatever stands around them, and replaced without touching the rest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minitorch_peft.course import marks
+from minitorch_peft.course.library import Library, SpliceError, compiled, solutions, sources
+
+SOURCE = '''def f(x):
+    """Text."""
+    # BEGIN SOLUTION(task="7.1a")
+    y = x
+
+    return y
+    # END SOLUTION
+
+
+class C:
+    def g(self):
+        # BEGIN SOLUTION(task="7.1b")
+        return 1
+        # END SOLUTION
+'''
+
+
+def test_regions_have_ids_lines_and_indentation():
+    a, b = marks.find(SOURCE).values()
+    assert (a.id, a.task, a.indent) == ("7.1a", "7.1", "    ")
+    assert (b.id, b.task, b.indent) == ("7.1b", "7.1", "        ")
+    assert marks.body(SOURCE, a) == "y = x\n\nreturn y\n"
+
+
+def test_replacing_keeps_marks_indentation_and_everything_else():
+    new = marks.replace(SOURCE, {"7.1a": "    if x:\n        return 2\n    return 3\n"})
+    assert new == SOURCE.replace("    y = x\n\n    return y\n", "    if x:\n        return 2\n    return 3\n")
+    assert marks.replace(SOURCE, {}) == SOURCE
+    assert marks.replace(SOURCE, {r.id: marks.body(SOURCE, r) for r in marks.find(SOURCE).values()}) == SOURCE
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.replace("    # END SOLUTION\n", "", 1), "begins inside that of 7.1a"),
+        (lambda s: s[: s.rindex("        # END")], "7.1b has no END SOLUTION"),
+        (lambda s: s.replace('    # BEGIN SOLUTION(task="7.1a")\n', ""), "ends that did not begin"),
+        (lambda s: s.replace("7.1b", "7.1a"), "7.1a is there twice"),
+    ],
+)
+def test_damaged_marks_are_named_with_their_line(damage, message):
+    with pytest.raises(marks.MarkError, match=rf"^line \d+: .*{message}"):
+        marks.find(damage(SOURCE))
+
+
+@given(st.text(alphabet=" \n#BEGINSOLUTIONtask()=\"7.1a'", max_size=200))
+def test_any_text_is_read_or_refused(text):
+    try:
+        found = marks.find(text)
+    except marks.MarkError:
+        return
+    assert marks.replace(text, {}) == text
+    assert all(r.start <= r.stop for r in found.values())
+
+
+def test_the_library_is_marked_with_whole_statements():
+    """Each region compiles when it is replaced by a hole, and by itself: it is a run of statements of one block."""
+    files = sources()
+    for id, (name, region) in solutions().items():
+        text = files[name].read_text(encoding="utf-8")
+        compiled(marks.replace(text, {id: 'raise NotImplementedError("hole")'}))
+        assert marks.replace(text, {id: marks.body(text, region)}) == text
+
+
+@pytest.mark.parametrize(
+    ("solution", "message"),
+    [
+        ("return (", r"SyntaxError in line 1 of solution 1\.6: '\(' was never closed: return \("),
+        ("x = 1\nretrun x", r"SyntaxError in line 2 of solution 1\.6: invalid syntax: retrun x"),
+        ("x = 1\n  y = 2", r"IndentationError in line 2 of solution 1\.6"),
+        ("  x = 1\n y = 2", r"IndentationError in line 1 of solution 1\.6"),
+        ("x = 'a\0b'", "null bytes"),
+    ],
+)
+def test_a_solution_that_is_no_python_is_told_by_its_own_lines(solution, message):
+    with Library() as library, pytest.raises(SpliceError, match=message):
+        library.spliced({"1.6": solution})
+
+
+def test_splicing_an_unknown_region_is_refused():
+    with Library() as library, pytest.raises(ValueError, match=r"no region 9\.9"):
+        library.spliced({"9.9": "pass"})
