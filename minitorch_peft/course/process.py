@@ -57,7 +57,7 @@ class Process:
             "memory": limits.memory,
             "readable": [*sandbox.readable_paths(str(library), hidden or []), self.folder.name],
         }
-        command = [sys.executable, "-I", "-B", "-X", "utf8", "-c", BOOT]
+        command = [sys.executable, "-I", "-B", "-u", "-X", "utf8", "-c", BOOT]
         arguments = [str(Path(sandbox.__file__)), json.dumps(settings), str(library), probes]
         self.process = subprocess.Popen(
             command + arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
