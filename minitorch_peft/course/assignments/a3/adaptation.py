@@ -1,0 +1,120 @@
+"""What task 3.7 measures: the tiny GPT, adapted with some LoRA settings, on text that it has not been trained on.
+
+model = adapt({"r": 8, "target_modules": ["v_proj"], "lr": 1e-2})    # a second or two
+gain(model)                                                          # bits per byte of held-out text: about 0.8
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from minitorch_peft.data import PackedText, Tokenizer, load_corpus
+from minitorch_peft.data.corpora import Corpus
+from minitorch_peft.kernels import use_backend
+from minitorch_peft.models import GPT
+from minitorch_peft.optim import AdamW
+from minitorch_peft.peft import LoraConfig, PeftModel, get_peft_model
+from minitorch_peft.training.evaluate import evaluate
+
+BUDGET = 10_000
+STEPS, ROWS, LENGTH = 40, 8, 64
+WARMUP = 5
+NAMES = (
+    "r", "lora_alpha", "target_modules", "layers_to_transform", "exclude_modules", "use_rslora", "rank_pattern",
+    "alpha_pattern",
+)  # fmt: skip
+PARTS = {"first": range(1, 11), "second": range(11, 22)}  # chapters of John
+MODEL = "tiny-0.25m"
+JOHN = 43
+_one_at_a_time = threading.RLock()  # choosing the kernels' backend is for the whole process
+
+
+def settings_of(choice: Any) -> tuple[LoraConfig, float]:
+    """The config and the rate that a choice asks for. Raises ValueError, saying what is wrong with it.
+
+    A choice is data from a stranger: names must be plain ones, so that no regex of theirs is run.
+    """
+    if not isinstance(choice, dict):
+        raise ValueError(f"a dict of settings is due, not {type(choice).__name__}")
+    settings = dict(choice)
+    lr = settings.pop("lr", None)
+    if unknown := sorted(settings.keys() - set(NAMES)):
+        raise ValueError(f"unknown settings: {', '.join(unknown)}; there are: lr, {', '.join(NAMES)}")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be a positive number, got {lr!r}")
+    targets = settings.get("target_modules", ["q_proj"])
+    if not isinstance(targets, list) and targets != "all-linear":
+        raise ValueError('target_modules must be a list of names, or "all-linear"')
+    _plain_names("target_modules", targets if isinstance(targets, list) else [])
+    _plain_names("exclude_modules", settings.get("exclude_modules") or [])
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(settings.get(name, {}), dict):
+            raise ValueError(f"{name} must be a dict")
+        _plain_names(name, list(settings.get(name, {})))
+    layers = settings.get("layers_to_transform")
+    if not (layers is None or type(layers) is int or (type(layers) is list and all(type(n) is int for n in layers))):
+        raise ValueError("layers_to_transform must be a number of a block, or a list of them")
+    if type(settings.get("use_rslora", False)) is not bool:
+        raise ValueError("use_rslora must be True or False")
+    return LoraConfig(**settings), float(lr)
+
+
+def _plain_names(setting: str, names: Any) -> None:
+    if not isinstance(names, list) or len(names) > 100:
+        raise ValueError(f"{setting} must be a list of at most 100 names")
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.]{1,60}", name):
+            raise ValueError(f"{setting}: {name!r} is no plain name such as 'q_proj' or 'blocks.0.attn.q_proj'")
+
+
+def attach(choice: Any, seed: int = 0) -> PeftModel:
+    """The tiny GPT with the chosen adapter, before any training. Raises ValueError where they do not fit."""
+    config, _ = settings_of(choice)
+    return get_peft_model(GPT.from_pretrained(MODEL), config, seed=seed)
+
+
+def adapt(choice: Any, seed: int = 0) -> PeftModel:
+    """``STEPS`` updates of ``ROWS`` x ``LENGTH`` tokens of 1395; the rate rises for ``WARMUP`` steps, then falls."""
+    _, lr = settings_of(choice)
+    model, text = attach(choice, seed), training_text()
+    optimizer = AdamW(list(model.trainable_parameters().items()), lr=lr, weight_decay=0.0)
+    with _one_at_a_time, use_backend("reference"), np.errstate(all="ignore"):
+        for step in range(STEPS):
+            model(**text.batch(step, batch_size=ROWS, length=LENGTH, seed=seed)).loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS)
+            optimizer.step()
+            optimizer.zero_grad()
+    return model
+
+
+def gain(model: PeftModel, part: str = "first", rows: int = 96) -> float:
+    """By how many bits per byte the adapted model is better than the base on a held-out part; nan where it diverged."""
+    return bits_per_byte(GPT.from_pretrained(MODEL), part, rows) - bits_per_byte(model, part, rows)
+
+
+def bits_per_byte(model: Any, part: str, rows: int) -> float:
+    """On ``rows`` windows, spread over a part of the held-out text."""
+    text = held_out_text(part)
+    with _one_at_a_time, use_backend("reference"), np.errstate(all="ignore"):
+        return text.bits_per_byte(evaluate(model, text.windows(batch_size=32, length=LENGTH, limit=rows)).loss)
+
+
+@cache
+def training_text() -> PackedText:
+    return PackedText.from_corpus(load_corpus("wyc").split("train"), Tokenizer.shipped())
+
+
+@cache
+def held_out_text(part: str) -> PackedText:
+    """Some chapters of John in the translation of 1395."""
+    verses = load_corpus("wyc").split("held_out").verses
+    keep = {JOHN * 1000 + chapter for chapter in PARTS[part]}
+    chosen = {verse: text for verse, text in verses.items() if verse // 1000 in keep}
+    return PackedText.from_corpus(Corpus(f"wyc, John, {part} part", chosen), Tokenizer.shipped())
