@@ -113,7 +113,15 @@ def arguments(case: Case) -> list[Any]:
 
 @check("2.1", "scores: scaled, masked, causal from the right", given=lambda v: {"case": attention_cases(v.max_side)})
 def attention_scores(code: Any, case: Case) -> None:
-    close(code(SCORES, *arguments(case)), attend(case)["scores"], "_scores(q, k, v, mask, causal, scale)")
+    got, expected = code(SCORES, *arguments(case)), attend(case)["scores"]
+    why = None
+    if isinstance(got, np.ndarray) and got.shape == expected.shape:
+        shown, due = got > -np.inf, expected > -np.inf
+        if (shown & ~due).any():
+            why = "A query sees a key that is hidden from it: how many keys may the first query see, and the last?"
+        elif (due & ~shown).any():
+            why = "A key is hidden from a query that may see it: how many keys may the first query see, and the last?"
+    close(got, expected, "_scores(q, k, v, mask, causal, scale)", because=why)
 
 
 @check("2.1", "outputs and log-sum-exp", given=lambda v: {"case": attention_cases(v.max_side)})
@@ -514,7 +522,7 @@ def sampling_cases(draw: Draw, side: int) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     logits = np.stack([rng.permutation(size) for _ in range(rows)]) * 0.5 + rng.uniform(0, 0.4, (rows, size)).round(2)
     return Case(
-        logits=draw(st.sampled_from([0.2, 1.0, 3.0])) * (logits - 2),
+        logits=(draw(st.sampled_from([0.2, 1.0, 3.0])) * (logits - 2)).round(3),
         temperature=draw(st.sampled_from([1.0, 0.5, 2.0])),
         top_k=draw(st.one_of(st.none(), st.integers(1, size + 1))),
         top_p=draw(st.one_of(st.sampled_from([None, 1e-6, 1.0]), st.integers(1, 99).map(lambda n: n / 100 + 0.0037))),
@@ -559,6 +567,13 @@ def top_p_probabilities(code: Any, case: Case) -> None:
     probabilities_agree(code, case)
 
 
+@check("2.6", "p is a share of what top-k has left")
+def top_k_before_top_p(code: Any) -> None:
+    logits = np.log([[0.1, 0.4, 0.2, 0.3], [0.3, 0.31, 0.2, 0.19]])
+    for top_k, top_p in ((2, 0.5), (3, 0.75), (1, 0.2), (4, 0.95)):
+        probabilities_agree(code, Case(logits=logits, temperature=1.0, top_k=top_k, top_p=top_p))
+
+
 @check("2.6", "large logits do not overflow", examples=5, given=lambda v: {"case": sampling_cases(v.max_side)})
 def large_logits(code: Any, case: Case) -> None:
     for shift in (1000.0, -1000.0):
@@ -597,6 +612,10 @@ def draws_agree(got: list[Any], p: np.ndarray, given: list[float]) -> None:
 @check("2.6", "a draw inverts the cumulative sum", given=lambda v: {"case": draw_cases(v.max_side)})
 def draws_invert(code: Any, case: Case) -> None:
     draws_agree(code("probes:drawn", case["p"], case["numbers"]), case["p"], case["numbers"])
+
+
+@check("2.6", "a token of probability 0 is never drawn, at either end")
+def draws_at_the_ends(code: Any) -> None:
     short = np.append(np.full(10, 0.1), [0.0, 0.0])  # adds up to a little less than 1
     draws_agree(code("probes:drawn", short, [1 - 2.0**-53]), short, [1 - 2.0**-53])
     ends = np.array([0.0, 0.25, 0.0, 0.75, 0.0])
@@ -639,7 +658,7 @@ def what_trains(code: Any, case: Case) -> None:
     missing, extra = sorted(expected.keys() - got["chosen"].keys()), sorted(got["chosen"].keys() - expected.keys())
     require(
         not missing and not extra,
-        f"{where}: {_few(missing)} should be chosen and {_few(extra)} should not",
+        f"{where}: {_few(missing)} should be chosen and is not, {_few(extra)} is chosen and should not be",
         because="Count the blocks from the top, and mind what lies outside of them.",
     )
     require(got["chosen"] == expected, f"{where}: the sizes are {got['chosen']}, expected {expected}")
