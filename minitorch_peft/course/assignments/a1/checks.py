@@ -25,6 +25,11 @@ def subsets(count: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.sets(st.integers(0, count - 1), min_size=1).map(lambda chosen: tuple(sorted(chosen)))
 
 
+def row_shapes(max_side: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Rows of at least two elements, with up to two axes in front."""
+    return st.tuples(shapes(0, 2, 1, max_side), st.integers(2, max_side)).map(lambda s: (*s[0], s[1]))
+
+
 def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
     return st.one_of(st.none(), strategy)
 
@@ -33,7 +38,7 @@ def maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
 @st.composite
 def expanded(draw: Draw, max_side: int) -> tuple[tuple[int, ...], Array]:
     """A shape, and a gradient of what it was expanded to."""
-    large = draw(shapes(0, 3, 0, max_side))
+    large = draw(shapes(0, 3, 1, max_side))
     small = tuple(n if draw(st.booleans()) else 1 for n in large)[draw(st.integers(0, len(large))) :]
     return small, draw(arrays(large))
 
@@ -46,19 +51,19 @@ def expanded_elements(code: Code, case: tuple[tuple[int, ...], Array]) -> None:
 
 
 @st.composite
-def reduced(draw: Draw, min_side: int, max_side: int) -> dict[str, Any]:
+def reduced(draw: Draw, max_side: int) -> dict[str, Any]:
     """An array, axes to reduce, and a gradient of the result."""
-    x = draw(arrays(shapes(0, 3, min_side, max_side)))
+    x = draw(arrays(shapes(0, 3, 1, max_side)))
     dims, keepdim = draw(subsets(x.ndim)), draw(st.booleans())
     return {"x": x, "dims": dims, "keepdim": keepdim, "g": draw(arrays(x.sum(axis=dims, keepdims=keepdim).shape))}
 
 
-@check("1.1", "the gradient of a sum", given=lambda v: {"case": reduced(0, v.max_side)})
+@check("1.1", "the gradient of a sum", given=lambda v: {"case": reduced(v.max_side)})
 def sums(code: Code, case: dict[str, Any]) -> None:
     _reduction(code, "reduction.Sum", np.sum, **case)
 
 
-@check("1.1", "the gradient of a mean", given=lambda v: {"case": reduced(1, v.max_side)})
+@check("1.1", "the gradient of a mean", given=lambda v: {"case": reduced(v.max_side)})
 def means(code: Code, case: dict[str, Any]) -> None:
     _reduction(code, "reduction.Mean", np.mean, **case)
 
@@ -129,7 +134,7 @@ ROWS = "a sum, maximum or mean over other axes than the last, or without keepdim
 @check(
     "1.3",
     "rows of probabilities, also for large numbers",
-    given=lambda v: {"x": arrays(shapes(1, 3, 1, v.max_side)), "shift": st.sampled_from([0.0, 1e3, -1e3, 1e5])},
+    given=lambda v: {"x": arrays(row_shapes(v.max_side)), "shift": st.sampled_from([0.0, 1e3, -1e3, 1e5])},
 )
 def probabilities(code: Code, x: Array, shift: float) -> None:
     x = x + shift
@@ -143,7 +148,7 @@ def _ratios(x: Array) -> Array:
 
 @st.composite
 def rows_and_gradient(draw: Draw, max_side: int) -> tuple[Array, Array]:
-    shape = draw(shapes(1, 3, 1, max_side))
+    shape = draw(row_shapes(max_side))
     return draw(arrays(shape)), draw(arrays(shape))
 
 
@@ -199,7 +204,7 @@ class Norm:
 
 @st.composite
 def norms(draw: Draw, max_side: int) -> Norm:
-    shape = draw(shapes(1, 3, 1, max_side))
+    shape = draw(row_shapes(max_side))
     weight, bias = (draw(maybe(arrays(shape[-1:]))) for _ in range(2))
     eps, needs = draw(st.sampled_from([1e-5, 0.1])), draw(st.tuples(*[st.booleans()] * 3))
     return Norm(draw(arrays(shape)), weight, bias, eps, draw(arrays(shape)), needs)
@@ -218,9 +223,9 @@ def norm_values(code: Code, n: Norm) -> None:
 
 @check("1.4", "a large mean costs no digits")
 def norm_of_large_mean(code: Code) -> None:
-    y, _, _ = _parts(code(f"{NORM}:layer_norm_forward", np.array([[1e7 - 1, 1e7 + 1]]), None, None, 0.0), 3)
+    y, _, _ = _parts(code(f"{NORM}:layer_norm_forward", np.array([[1e9 - 1, 1e9 + 1]]), None, None, 0.0), 3)
     because = "the mean of squares minus the square of the mean: two large numbers whose difference has lost its digits"
-    close(y, np.array([[-1.0, 1.0]]), "layer_norm_forward([[1e7 - 1, 1e7 + 1]])", 1e-6, because=because)
+    close(y, np.array([[-1.0, 1.0]]), "layer_norm_forward([[1e9 - 1, 1e9 + 1]])", 1e-6, because=because)
 
 
 @check("1.4", "the gradients of layer norm", given=lambda v: {"n": norms(v.max_side)})
@@ -315,7 +320,7 @@ class Rows:
 
 @st.composite
 def labelled(draw: Draw, max_side: int) -> Rows:
-    count, classes = draw(st.integers(1, max_side)), draw(st.integers(1, max_side + 1))
+    count, classes = draw(st.integers(1, max_side)), draw(st.integers(2, max_side + 1))
     ignore_index = draw(st.sampled_from([-100, 0, -1]))
     label = st.one_of(st.integers(0, classes - 1), st.just(ignore_index))
     target = np.array(draw(st.lists(label, min_size=count, max_size=count)), np.int64)
@@ -330,6 +335,16 @@ def losses(code: Code, r: Rows) -> None:
     close(loss, r.loss(r.logits), "the loss of cross_entropy_forward")
 
 
+def _lse(r: Rows) -> Array:
+    return scipy.special.logsumexp(r.logits, axis=-1)
+
+
+@check("1.5", "the gradient of the logits", given=lambda v: {"r": labelled(v.max_side)})
+def loss_gradient(code: Code, r: Rows) -> None:
+    dx = code(f"{ENTROPY}:cross_entropy_backward", r.g, r.logits, r.target, _lse(r), *r.constants)
+    close(dx, vjp(r.loss, r.logits, r.g), "cross_entropy_backward")
+
+
 @check(
     "1.5",
     "large logits",
@@ -341,18 +356,8 @@ def large_logits(code: Code, r: Rows, scale: float) -> None:
     loss, lse = _parts(code(f"{ENTROPY}:cross_entropy_forward", x, r.target, *r.constants), 2)
     close(lse, scipy.special.logsumexp(x, axis=-1), "the log-sum-exp of large logits")
     close(loss, -(r.wanted() * scipy.special.log_softmax(x, -1)).sum(-1), "the loss of large logits")
-    dx = code(f"{ENTROPY}:cross_entropy_backward", r.g, r.logits + scale, r.target, _lse(r) + scale, *r.constants)
+    dx = code(f"{ENTROPY}:cross_entropy_backward", r.g, r.logits + 1e4, r.target, _lse(r) + 1e4, *r.constants)
     close(dx, vjp(r.loss, r.logits, r.g), "cross_entropy_backward where all logits are large", 1e-6)
-
-
-def _lse(r: Rows) -> Array:
-    return scipy.special.logsumexp(r.logits, axis=-1)
-
-
-@check("1.5", "the gradient of the logits", given=lambda v: {"r": labelled(v.max_side)})
-def loss_gradient(code: Code, r: Rows) -> None:
-    dx = code(f"{ENTROPY}:cross_entropy_backward", r.g, r.logits, r.target, _lse(r), *r.constants)
-    close(dx, vjp(r.loss, r.logits, r.g), "cross_entropy_backward")
 
 
 @check("1.5", "float32 stays float32")
@@ -371,7 +376,7 @@ EMBEDDING = "kernels.embedding.reference:embedding_backward"
 
 @st.composite
 def uses(draw: Draw, max_side: int) -> tuple[Array, Array, int]:
-    size, shape, width = draw(st.integers(1, max_side + 1)), draw(shapes(0, 2, 0, max_side)), draw(st.integers(1, 3))
+    size, shape, width = draw(st.integers(1, max_side + 1)), draw(shapes(1, 2, 1, max_side)), draw(st.integers(1, 3))
     count = int(np.prod(shape))
     ids = np.array(draw(st.lists(st.integers(0, size - 1), min_size=count, max_size=count)))
     dtype = draw(st.sampled_from([np.int64, np.int32, np.uint8]))
@@ -489,7 +494,6 @@ def _leaf_gradients(got: list[Any], graph: Graph, root: int, what: str) -> None:
 def graph_gradients(code: Code, graph: Graph) -> None:
     root = _root(graph)
     got = code("probes:backward", graph.leaves, graph.trainable, graph.steps, [[root, graph.g]])
-    require(got["error"] is None, f"backward raised {got['error']}")
     _leaf_gradients(got["after"], graph, root, "one backward")
     require(got["inner"] == 0, "a tensor that is no leaf has a .grad: only leaves keep one")
     require(
@@ -526,7 +530,6 @@ def several_calls(code: Code, x: Array, g: Array) -> None:
     first = Graph([x], [True], [["sin", 0], ["mul", 1, 0]])
     second = Graph([x], [True], [["sin", 0], ["mul", 1, 0], ["mul", 0, 0], ["add", 3, 0]])
     got = code("probes:backward", second.leaves, second.trainable, second.steps, [[2, g], [4, 2 * g]])
-    require(got["error"] is None, f"the second backward raised {got['error']}")
     expected = first.gradient(0, 2, g)
     close(got["before"][0], expected, "the leaf's gradient after the first call")
     close(got["after"][0], expected + second.gradient(0, 4, 2 * g), "the leaf's gradient after the second call")
@@ -542,7 +545,7 @@ def freed_graph(code: Code) -> None:
     ones = np.ones(2)
     steps: list[list[Any]] = [["mul", 0, 0], ["same", 2], ["add", 1, 2], ["add", 2, 1]]
     for again in (3, 4, 5):
-        got = code("probes:backward", [x, z], [True, True], steps, [[3, ones], [again, ones]])
+        got = code("probes:backward", [x, z], [True, True], steps, [[3, ones], [again, ones]], refused=True)
         require(
             got["error"] == "RuntimeError",
             "a second backward through a part of the graph that the first one used did not raise RuntimeError",

@@ -133,21 +133,28 @@ def graph(leaves: list[np.ndarray], trainable: list[bool], steps: list[list[Any]
 
 
 def backward(
-    leaves: list[np.ndarray], trainable: list[bool], steps: list[list[Any]], passes: list[list[Any]]
+    leaves: list[np.ndarray],
+    trainable: list[bool],
+    steps: list[list[Any]],
+    passes: list[list[Any]],
+    refused: bool = False,
 ) -> dict[str, Any]:
     """Build a graph and run backward from (tensor, gradient) for each of ``passes``.
 
-    ``error``: the type of what the last of them raised, or None. ``before`` and ``after``: the leaves' gradients before
-    and after the last of them. ``inner``: how many other tensors have a gradient. ``runs``: the steps whose rules ran.
+    ``error``: where the last of them may be ``refused``, the type of what it raised, or None. ``before`` and ``after``:
+    the leaves' gradients before and after the last of them. ``inner``: how many other tensors have a gradient.
+    ``runs``: the steps whose rules ran.
     """
     tensors = graph(leaves, trainable, steps)
     Add.runs = []
     error, before = None, []
-    for root, gradient in passes:
+    for i, (root, gradient) in enumerate(passes):
         before = [_copy(t.grad) for t in tensors[: len(leaves)]]
         try:
             tensors[root].backward(gradient)
-        except (RuntimeError, ValueError) as caught:
+        except Exception as caught:
+            if not refused or i + 1 < len(passes) or isinstance(caught, NotImplementedError):
+                raise
             error = type(caught).__name__
     return {
         "error": error,
