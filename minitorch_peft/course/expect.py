@@ -91,6 +91,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
+def readable(text: str) -> str:
+    """``text`` without what does things to terminals, files or readers: control characters, lone surrogates, marks of
+    direction.
+
+    >>> readable("a\x1b[2J\tb")
+    'a\ufffd[2J\tb'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def _array(got: Any, want: np.ndarray, what: str, typed: bool) -> np.ndarray:
     """``got`` as an array, once its kind, shape and dtype are the expected ones."""
     if isinstance(got, bool | int | float) and want.ndim == 0 and not abs(got) >= 2**63:

@@ -14,18 +14,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from minitorch_peft.course import sandbox, wire
+from minitorch_peft.course.expect import readable
+from minitorch_peft.course.worker import LONGEST, READY
 
-BOOT = (
-    "import runpy, sys; runpy.run_path(sys.argv[1])['confine'](sys.argv[2]); sys.path.insert(0, sys.argv[3]); "
-    "from minitorch_peft.course.worker import serve; serve(sys.argv[4])"
-)
+BOOT = Path(__file__).with_name("boot.py")
+START_SECONDS = 60.0  # until the process is ready; nothing of the student's runs before
+GRACE = 1.0  # seconds after which a write to a process that does not read is broken off
+LARGEST_CALLBACK = 1 << 16  # bytes of its arguments; what a check lends a solution may be slow
 
 
 class Stopped(BaseException):
     """The process cannot answer any more. Not an Exception: Hypothesis must not try again with smaller examples."""
+
+
+class StartError(RuntimeError):
+    """The process did not start: for want of something here, not by the student's doing."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +54,49 @@ class Process:
     def __init__(
         self, library: Path, probes: str, limits: Limits, layers: tuple[str, ...], hidden: list[str] | None = None
     ) -> None:
-        self.limits = limits
-        self.deadline = time.monotonic() + limits.total_seconds
+        self.limits, self.layers = limits, layers
         self.folder = tempfile.TemporaryDirectory(prefix="course-empty-", ignore_cleanup_errors=True)
         settings = {
             "layers": list(layers),
+            "parent": os.getpid(),
             "cpu_seconds": limits.cpu_seconds,
             "memory": limits.memory,
             "readable": [*sandbox.readable_paths(str(library), hidden or []), self.folder.name],
         }
-        command = [sys.executable, "-I", "-B", "-u", "-X", "utf8", "-c", BOOT]
-        arguments = [str(Path(sandbox.__file__)), json.dumps(settings), str(library), probes]
+        command = [
+            sys.executable,
+            "-I",
+            "-B",
+            "-u",
+            "-X",
+            "utf8",
+            str(BOOT),
+            json.dumps(settings),
+            str(library),
+            probes,
+        ]
         self.process = subprocess.Popen(
-            command + arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             cwd=self.folder.name, env=environment(), start_new_session=True,
         )  # fmt: skip
         self.prints = b""
-        self.frames: queue.Queue[Any] = queue.Queue(maxsize=4)
+        self.frames: queue.Queue[Any] = queue.Queue(maxsize=1)
         self.gone = threading.Event()
-        for job in (self._read_frames, self._read_prints):
-            threading.Thread(target=job, daemon=True).start()
+        self.until = self.deadline = time.monotonic() + START_SECONDS
+        self.readers = [threading.Thread(target=job, daemon=True) for job in (self._read_frames, self._read_prints)]
+        for thread in (*self.readers, threading.Thread(target=self._watch, daemon=True)):
+            thread.start()
+        self._await_start()
+        self.deadline = time.monotonic() + limits.total_seconds
+
+    def _await_start(self) -> None:
+        try:
+            ready = self._next() == READY
+        except Stopped as stopped:
+            raise StartError(f"a process for the student's code did not start: {stopped}") from None
+        if not ready:
+            self.close()
+            raise StartError("a process for the student's code did not start as it should")
 
     def call(self, target: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The outcome of one call, as ``worker.perform`` gives it. Callbacks are answered on the way.
@@ -75,13 +104,14 @@ class Process:
         Raises Stopped where the process ends, stays silent for too long, or says what nobody can read.
         """
         functions: list[Callable] = []
-        until = min(time.monotonic() + self.limits.call_seconds, self.deadline)
+        self.until = min(time.monotonic() + self.limits.call_seconds, self.deadline)
         self._send({"target": target, "args": args, "kwargs": kwargs}, functions)
         while True:
-            message = self._next(until)
+            message = self._next()
             if isinstance(message, dict) and "callback" in message:
                 self._answer(message, functions)
             elif is_outcome(message):
+                self.until = self.deadline
                 return message
             else:
                 self.close()
@@ -92,24 +122,27 @@ class Process:
         if type(number) is not int or not 0 <= number < len(functions) or not isinstance(arguments, list):
             self.close()
             raise Stopped("the process called a function that it was not given")
+        if size_of(arguments) > LARGEST_CALLBACK:
+            self.close()
+            raise Stopped("the process called a function that it was given with far too large an array")
         self._send(functions[number](*arguments), [])
 
     def _send(self, value: Any, functions: list[Callable]) -> None:
         assert self.process.stdin is not None
         try:
             wire.send(self.process.stdin, value, functions)
-        except (BrokenPipeError, OSError):
+        except (OSError, ValueError):  # a broken pipe, or one that was closed
             raise Stopped(self._how_it_ended()) from None
 
-    def _next(self, until: float) -> Any:
+    def _next(self) -> Any:
+        """The next message, however many are waiting not after ``until``."""
         try:
-            message = self.frames.get(timeout=max(0.0, until - time.monotonic()))
+            remaining = self.until - time.monotonic()
+            if remaining <= 0:
+                raise queue.Empty
+            message = self.frames.get(timeout=remaining)
         except queue.Empty:
-            spent = time.monotonic() >= self.deadline
-            self.close()
-            if spent:
-                raise Stopped(f"the task took more than {self.limits.total_seconds:g} s in all") from None
-            raise Stopped(f"no answer within {self.limits.call_seconds:g} s: an endless loop?") from None
+            raise Stopped(self._how_it_ended()) from None
         if isinstance(message, wire.WireError):
             self.close()
             raise Stopped(f"the process sent something that is no answer ({message})")
@@ -118,6 +151,12 @@ class Process:
         return message
 
     def _how_it_ended(self) -> str:
+        """Why there is no answer, in words. Ends what is left of the process."""
+        if time.monotonic() >= self.until:
+            self.close()
+            if time.monotonic() >= self.deadline:
+                return f"the task took more than {self.limits.total_seconds:g} s in all"
+            return f"no answer within {self.limits.call_seconds:g} s: an endless loop?"
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=2)
         code = self.process.poll()
@@ -128,48 +167,56 @@ class Process:
             return "the process ended during the call, without an answer (a call of os._exit?)"
         if code < 0:
             return f"the process was ended by signal {-code} ({SIGNALS.get(-code, 'a crash')})"
-        tail = self.prints.decode(errors="replace").strip().splitlines()
+        tail = self.printed.strip().splitlines()
         return f"the process ended with exit code {code}" + (f": {tail[-1][:200]}" if tail else "")
 
     def _read_frames(self) -> None:
         """Frames into the queue; None at the end. The queue is short, so a flood of answers waits in the pipe."""
         assert self.process.stdout is not None
-        while not self.gone.is_set():
-            try:
-                message: Any = wire.receive(self.process.stdout, refuse)
-            except (EOFError, ValueError, OSError):
-                message = None
-            except wire.WireError as error:
-                message = error
-            while not self.gone.is_set():
-                with contextlib.suppress(queue.Full):
-                    self.frames.put(message, timeout=0.2)
-                    break
-            if message is None or isinstance(message, wire.WireError):
-                return
+        with self.process.stdout as stream:
+            message: Any = READY
+            while message is not None and not self.gone.is_set():
+                message = received(stream)
+                while not self.gone.is_set():
+                    with contextlib.suppress(queue.Full):
+                        self.frames.put(message, timeout=0.2)
+                        break
 
     def _read_prints(self) -> None:
         assert self.process.stderr is not None
-        with contextlib.suppress(ValueError, OSError):
-            while part := self.process.stderr.read1(1 << 16):  # type: ignore[attr-defined]
+        with self.process.stderr as stream, contextlib.suppress(ValueError, OSError):
+            while part := stream.read1(1 << 16):  # type: ignore[attr-defined]
                 room = self.limits.printed - len(self.prints)
                 self.prints += part[: max(room, 0)]
+
+    def _watch(self) -> None:
+        """End the process when its time is over, for a write to it may wait for ever."""
+        while not self.gone.wait(0.2):
+            if time.monotonic() > self.until + GRACE:
+                self._kill()
+                return
+
+    def _kill(self) -> None:
+        """All that is in the process's session. Under the sandbox that is the process alone."""
+        if self.process.poll() is None or "seccomp" not in self.layers:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, 9) if hasattr(os, "killpg") else self.process.kill()
 
     @property
     def printed(self) -> str:
         """The first of what the code printed."""
-        return self.prints.decode(errors="replace")
+        return readable(self.prints.decode(errors="replace"))
 
     def close(self) -> None:
         """End the process and all that it started in its session, and remove its folder."""
         self.gone.set()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, 9) if hasattr(os, "killpg") else self.process.kill()
+        self._kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            with contextlib.suppress(BrokenPipeError, OSError, ValueError):
-                if pipe is not None and pipe is not self.process.stderr:
-                    pipe.close()
+        with contextlib.suppress(OSError, ValueError):
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+        for thread in self.readers:  # they close their pipes; one that a runaway child holds open is left to itself
+            thread.join(timeout=1)
         self.folder.cleanup()
 
     def __enter__(self) -> Process:
@@ -180,6 +227,23 @@ class Process:
 
 
 SIGNALS = {6: "abort", 9: "killed: out of time or memory", 11: "segmentation fault", 24: "out of CPU time"}
+
+
+def received(stream: IO[bytes]) -> Any:
+    """The next frame's value; None where there will be no more; the WireError where it is none."""
+    try:
+        return wire.receive(stream, refuse)
+    except (EOFError, ValueError, OSError, MemoryError):
+        return None
+    except wire.WireError as error:
+        return error
+
+
+def size_of(value: Any) -> int:
+    """The bytes of the arrays in a value; other things count as one number each."""
+    if isinstance(value, list | dict):
+        return sum(map(size_of, value.values() if isinstance(value, dict) else value))
+    return int(getattr(value, "nbytes", 8))
 
 
 def refuse(number: int, arguments: list[Any]) -> Any:
@@ -195,8 +259,9 @@ def is_outcome(message: Any) -> bool:
         return (
             isinstance(message["error"], str)
             and isinstance(message.get("message"), str)
+            and max(len(message["error"]), len(message["message"])) <= LONGEST
             and isinstance(lines, list)
-            and all(isinstance(x, list) and len(x) == 2 and isinstance(x[0], str) for x in lines)
+            and all(isinstance(x, list) and len(x) == 2 and type(x[0]) is str and type(x[1]) is int for x in lines)
         )
     return "value" in message and isinstance(message.get("args"), list) and isinstance(message.get("kwargs"), dict)
 

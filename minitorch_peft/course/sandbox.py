@@ -2,8 +2,8 @@
 
 On Linux four layers, none of which the code can take off again: limits on time and memory (``setrlimit``), no
 capabilities, Landlock (only Python, its packages and the spliced library can be read, nothing can be written), and
-seccomp (no network, no other processes, no signals to others). Elsewhere only what ``resource`` offers: good enough for
-one's own code, not for grading a stranger's.
+seccomp (no network, no threads or processes, nothing that reaches other processes, no changes to a file's owner or
+mode). Elsewhere only what ``resource`` offers: good enough for one's own code, not for grading a stranger's.
 """
 
 from __future__ import annotations
@@ -19,21 +19,31 @@ from typing import Any
 FORBIDDEN = (
     # network and channels to other processes
     "socket", "socketpair", "connect", "bind", "listen", "accept", "accept4", "sendto", "sendmsg", "sendmmsg",
-    "shmget", "shmat", "semget", "msgget", "mq_open", "memfd_create",
-    # other programs and processes
-    "execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev", "kcmp",
+    "shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl", "msgget", "msgsnd", "msgrcv", "msgctl",
+    "mq_open", "mq_unlink", "memfd_create", "inotify_init", "inotify_init1", "fanotify_init",
+    # other programs, processes and threads
+    "execve", "execveat", "fork", "vfork", "clone", "ptrace", "process_vm_readv", "process_vm_writev", "kcmp",
     "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal", "pidfd_getfd",
+    "move_pages", "migrate_pages", "process_madvise", "process_mrelease", "sched_setaffinity", "sched_setparam",
+    "sched_setscheduler", "sched_setattr", "ioprio_set", "setpriority",
+    # what Landlock leaves open: it guards the contents of files, not their modes, owners and times
+    "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "futimesat",
+    "utimensat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr",
+    "removexattrat", "file_setattr", "sync", "syncfs",
     # more than was given
-    "setrlimit", "setpriority", "sched_setscheduler", "sched_setattr", "unshare", "setns", "mount", "umount2",
-    "chroot", "pivot_root", "keyctl", "add_key", "request_key", "bpf", "perf_event_open", "io_uring_setup",
-    "userfaultfd", "personality", "reboot", "swapon", "init_module", "finit_module", "kexec_load", "settimeofday",
-    "clock_settime", "sethostname", "quotactl", "name_to_handle_at", "open_by_handle_at",
+    "setrlimit", "unshare", "setns", "mount", "umount2", "chroot", "pivot_root", "keyctl", "add_key", "request_key",
+    "bpf", "perf_event_open", "io_uring_setup", "userfaultfd", "personality", "reboot", "swapon", "swapoff",
+    "init_module", "finit_module", "kexec_load", "settimeofday", "clock_settime", "sethostname", "quotactl",
+    "name_to_handle_at", "open_by_handle_at",
 )  # fmt: skip
+PDEATHSIG = 1  # of prctl
+OWNER_AND_SIGNAL = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX of fcntl: a pipe could send any signal to anyone
 
 
 def confine(settings: str) -> None:
     """Apply every layer that this system has. ``settings``: JSON with cpu_seconds, memory, readable, layers."""
     wanted = json.loads(settings)
+    end_with(wanted["parent"])
     if "seccomp" in wanted["layers"]:
         seccomp_library()  # while files can still be read
     if "limits" in wanted["layers"]:
@@ -44,6 +54,16 @@ def confine(settings: str) -> None:
         hide_files(wanted["readable"])
     if "seccomp" in wanted["layers"]:
         forbid_calls()
+
+
+def end_with(parent: int) -> None:
+    """Where the grader is killed, this process goes too. Linux only; elsewhere it ends when its pipe closes."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PDEATHSIG, 9, 0, 0, 0)
+        if os.getppid() != parent:  # too late
+            os._exit(1)
 
 
 def available() -> tuple[str, ...]:
@@ -127,8 +147,10 @@ def forbid_calls() -> None:
     calls.add_rule(no, "kill", seccomp.Arg(0, seccomp.NE, here))
     calls.add_rule(no, "tgkill", seccomp.Arg(0, seccomp.NE, here))
     calls.add_rule(no, "prlimit64", seccomp.Arg(2, seccomp.NE, 0))  # reading limits is harmless
-    calls.add_rule(no, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, 0x10000, 0))  # without CLONE_THREAD: a process
-    calls.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")  # its flags cannot be seen; libc falls back to clone
+    calls.add_rule(no, "prctl", seccomp.Arg(0, seccomp.EQ, PDEATHSIG))
+    for command in OWNER_AND_SIGNAL:
+        calls.add_rule(no, "fcntl", seccomp.Arg(1, seccomp.EQ, command))
+    calls.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")  # libc falls back to clone
     calls.load()
 
 
@@ -146,9 +168,13 @@ def seccomp_library() -> Any:
 
 
 def readable_paths(library: str, hidden: list[str]) -> list[str]:
-    """What the process must read: Python, its packages and ``library``, without the folders ``hidden``."""
-    roots = {sys.prefix, sys.base_prefix, sys.exec_prefix, "/usr", "/lib", "/lib64", "/bin", "/opt/conda"}
-    roots |= {p for p in sys.path if p.endswith(("site-packages", "dist-packages"))}
+    """What the process must read: Python, its packages and ``library``, without the folders ``hidden``.
+
+    Of an environment not all: its folder may hold a project too, and the submissions.
+    """
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
+    roots = {os.path.join(p, part) for p in prefixes for part in ("bin", "lib", "lib64", "pyvenv.cfg")}
+    roots |= {"/usr", "/lib", "/lib64"} | {p for p in sys.path if p.endswith(("site-packages", "dist-packages"))}
     roots |= {"/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom"}
     real = {os.path.realpath(p) for p in roots if os.path.exists(p)}
     shut = [os.path.realpath(h) for h in hidden]

@@ -16,7 +16,8 @@ import numpy as np
 
 HEAD = struct.Struct("<IQ")
 KINDS = "biuf"
-LARGEST = 1 << 28  # bytes of one frame
+LARGEST = 1 << 26  # bytes of one frame, and of an array
+LARGEST_HEADER = 1 << 22  # JSON takes many times its length in memory
 DEEPEST = 50
 
 
@@ -28,11 +29,12 @@ def pack(value: Any, functions: list[Callable] | None = None) -> bytes:
     """One frame. Functions are kept in ``functions`` and sent as their number; without it they are refused."""
     arrays: list[np.ndarray] = []
     header = json.dumps(_tree(value, arrays, functions, 0)).encode()
-    parts = [header, *(a.tobytes(order="A") for a in arrays)]
-    size = sum(map(len, parts))
+    size = len(header) + sum(a.nbytes for a in arrays)
     if size > LARGEST:
         raise WireError(f"a value of {size:,} bytes; at most {LARGEST:,} are carried")
-    return b"".join([HEAD.pack(len(header), size), *parts])
+    if len(header) > LARGEST_HEADER:
+        raise WireError(f"{len(header):,} bytes of lists, strings and numbers; at most {LARGEST_HEADER:,} are carried")
+    return b"".join([HEAD.pack(len(header), size), header, *(a.tobytes(order="A") for a in arrays)])
 
 
 def unpack(frame: bytes, header_size: int, call: Callable[[int, list], Any] | None = None) -> Any:
@@ -40,7 +42,9 @@ def unpack(frame: bytes, header_size: int, call: Callable[[int, list], Any] | No
     try:
         tree = json.loads(frame[:header_size])
         value, used = _value(tree, memoryview(frame), header_size, call, 0)
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, UnicodeDecodeError) as error:
+    except WireError:
+        raise
+    except Exception as error:  # bytes from a stranger: whatever they break, they are damaged
         raise WireError(f"a damaged frame: {type(error).__name__}") from None
     if used != len(frame):
         raise WireError("a damaged frame: bytes left over")
@@ -55,7 +59,7 @@ def send(stream: IO[bytes], value: Any, functions: list[Callable] | None = None)
 def receive(stream: IO[bytes], call: Callable[[int, list], Any] | None = None) -> Any:
     """The next frame's value. Raises EOFError where the other side has closed, WireError for what is no frame."""
     header_size, size = HEAD.unpack(_exactly(stream, HEAD.size))
-    if size > LARGEST or header_size > size:
+    if size > LARGEST or header_size > min(size, LARGEST_HEADER):
         raise WireError(f"a damaged frame: it claims {size:,} bytes")
     return unpack(_exactly(stream, size), header_size, call)
 
@@ -97,10 +101,10 @@ def _refusal(value: Any) -> str:
 
 
 def _described(array: np.ndarray, arrays: list[np.ndarray]) -> list[Any]:
+    if array.nbytes > LARGEST:  # it may be a broadcast one, of a few bytes
+        raise WireError(f"an array of {array.nbytes:,} bytes; at most {LARGEST:,} are carried")
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    arrays.append(array)
-    if order == "C":
-        arrays[-1] = np.ascontiguousarray(array)
+    arrays.append(np.ascontiguousarray(array) if order == "C" else array)
     return [array.dtype.str, list(array.shape), order]
 
 
@@ -137,9 +141,13 @@ def _array(content: Any, frame: memoryview, at: int) -> tuple[np.ndarray, int]:
     dtype = np.dtype(str(name))
     if dtype.kind not in KINDS or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
         raise ValueError
-    count = math.prod(shape)
-    stop = at + count * dtype.itemsize
+    if math.prod(max(n, 1) for n in shape) * dtype.itemsize > LARGEST:  # an empty one may have a huge axis
+        raise ValueError
+    stop = at + math.prod(shape) * dtype.itemsize
     if stop > len(frame):
         raise ValueError
-    flat = np.frombuffer(frame[at:stop], dtype).copy()  # its own memory, and writable
+    if dtype.kind == "b":  # every byte a proper truth value
+        flat = np.frombuffer(frame[at:stop], np.uint8) != 0
+    else:
+        flat = np.frombuffer(frame[at:stop], dtype).copy()  # its own memory, and writable
     return flat.reshape(shape, order="F" if order == "F" else "C"), stop

@@ -12,6 +12,7 @@ from typing import IO, Any
 from minitorch_peft.course import wire
 
 LONGEST = 2000  # characters of an error message
+READY = {"ready": True}
 
 
 def serve(probes: str) -> None:
@@ -25,6 +26,7 @@ def serve(probes: str) -> None:
         wire.send(answers, {"callback": number, "arguments": arguments})
         return wire.receive(requests)
 
+    wire.send(answers, READY)
     while True:
         try:
             request = wire.receive(requests, callback)
@@ -38,6 +40,8 @@ def answer(stream: IO[bytes], outcome: dict[str, Any]) -> None:
         frame = wire.pack(outcome)
     except wire.WireError as error:
         frame = wire.pack({"error": "returned", "message": str(error), "lines": []})
+    except BaseException as error:  # no memory left for it, or an object that resists being looked at
+        frame = wire.pack(told(error))
     stream.write(frame)
     stream.flush()
 
@@ -52,14 +56,20 @@ def perform(probes: str, target: str, args: list[Any], kwargs: dict[str, Any]) -
         data = [None if callable(a) else a for a in args]
         return {"value": value, "args": data, "kwargs": {k: v for k, v in kwargs.items() if not callable(v)}}
     except BaseException as error:
-        return {
-            "error": type(error).__name__,
-            "message": str(error)[:LONGEST],
-            "lines": [
-                [os.path.relpath(f.filename, sys.path[0]) if os.path.isabs(f.filename) else f.filename, f.lineno or 0]
-                for f in traceback.extract_tb(error.__traceback__)[-30:]
-            ],
-        }
+        return told(error)
+
+
+def told(error: BaseException) -> dict[str, Any]:
+    """What was raised, in plain data: its type, its message and where."""
+    try:
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+    except BaseException as second:  # from its own __str__
+        message = f"(its message cannot be had: {type(second).__name__})"
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((str(error.filename), error.lineno or 0))
+    lines = [[os.path.relpath(f, sys.path[0]) if os.path.isabs(f) else f, line or 0] for f, line in places[-30:]]
+    return {"error": type(error).__name__[:200], "message": message[:LONGEST], "lines": lines}
 
 
 def resolve(probes: str, target: str) -> Callable:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitorch_peft.course import marks
-from minitorch_peft.course.library import Library, SpliceError, compiled, solutions, sources
+from minitorch_peft.course.library import Library, solutions, sources
 
 SOURCE = '''def f(x):
     """Text."""
@@ -69,23 +69,8 @@ def test_the_library_is_marked_with_whole_statements():
     files = sources()
     for id, (name, region) in solutions().items():
         text = files[name].read_text(encoding="utf-8")
-        compiled(marks.replace(text, {id: 'raise NotImplementedError("hole")'}))
+        compile(marks.replace(text, {id: 'raise NotImplementedError("hole")'}), name, "exec")
         assert marks.replace(text, {id: marks.body(text, region)}) == text
-
-
-@pytest.mark.parametrize(
-    ("solution", "message"),
-    [
-        ("return (", r"SyntaxError in line 1 of solution 1\.6: '\(' was never closed: return \("),
-        ("x = 1\nretrun x", r"SyntaxError in line 2 of solution 1\.6: invalid syntax: retrun x"),
-        ("x = 1\n  y = 2", r"IndentationError in line 2 of solution 1\.6"),
-        ("  x = 1\n y = 2", r"IndentationError in line 1 of solution 1\.6"),
-        ("x = 'a\0b'", "null bytes"),
-    ],
-)
-def test_a_solution_that_is_no_python_is_told_by_its_own_lines(solution, message):
-    with Library() as library, pytest.raises(SpliceError, match=message):
-        library.spliced({"1.6": solution})
 
 
 def test_splicing_an_unknown_region_is_refused():

@@ -52,9 +52,18 @@ def test_an_exception_is_told_with_its_line(judged):
     assert "line 2 of your solution 1.3a: return np.exponential(z)" in result.failure.message
 
 
-def test_what_does_not_compile_is_told_without_running(judged):
-    result = judged({"1.3a": "return np.exp(x"})
-    assert "SyntaxError in line 1 of solution 1.3a" in result.failure.message
+@pytest.mark.parametrize(
+    ("solution", "message"),
+    [
+        ("return np.exp(", "SyntaxError: '(' was never closed (line 1 of your solution 1.3a: return np.exp()"),
+        ("z = 1\nretrun z", "SyntaxError: invalid syntax (line 2 of your solution 1.3a: retrun z)"),
+        ("z = 1\n  return z", "IndentationError: unexpected indent (line 2 of your solution 1.3a: return z)"),
+        ("for row in x:", "IndentationError: expected an indented block"),
+        ("return 'a\0b'", "source code string cannot contain null bytes"),
+    ],
+)
+def test_what_is_no_python_is_told_by_its_own_lines(judged, solution, message):
+    assert message in judged({"1.3a": solution}).failure.message
 
 
 def test_names_from_outside_the_marks_are_not_there(judged):

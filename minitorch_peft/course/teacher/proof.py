@@ -94,7 +94,8 @@ _judge_case: Callable[[Case], Verdict]
 def _start(id: str, seed: int) -> None:
     """In each process of the pool: one copy of the library for all of its cases."""
     global _judge_case
-    assignment, library, layers = load(id), Library(), sandbox.available()
+    assignment, layers = load(id), sandbox.available()
+    library = Library(assignment.leave_out)
     variants = (checks.PUBLIC, checks.hidden(seed))
 
     def judge_case(case: Case) -> Verdict:
