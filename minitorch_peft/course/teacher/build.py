@@ -43,6 +43,8 @@ def handout(assignment: Assignment) -> Files:
     found |= {name: text.encode() for name, text in cut.items()}
     record = {name: digest(text) for name, text in cut.items() if holds_solutions(name, text)}
     found["minitorch_peft/course/handout.json"] = to_json({"assignment": assignment.id, "files": record})
+    manifest = f"minitorch_peft/course/assignments/{assignment.id}/manifest.toml"
+    found[manifest] = without_replacements(found[manifest].decode()).encode()
     found |= notebook(root, assignment)
     found[f"tests/test_{assignment.id}.py"] = template("test_tasks.txt").format(id=assignment.id).encode()
     found["README.md"] = readme(assignment).encode()
@@ -98,6 +100,17 @@ def conceal(texts: Mapping[str, str], assignment: Assignment) -> dict[str, str]:
             )
         changed[change.file] = changed[change.file].replace(change.old, change.new)
     return changed
+
+
+def without_replacements(text: str) -> str:
+    """A manifest without its ``[[replace]]`` tables: they hold what the handout is not to say."""
+    kept, lines = True, []
+    for line in text.splitlines(keepends=True):
+        if line.startswith("[["):
+            kept = line.strip() != "[[replace]]"
+        if kept:
+            lines.append(line)
+    return "".join(lines)
 
 
 def cut_solutions(name: str, text: str, assignment: Assignment) -> str:
@@ -183,6 +196,9 @@ def audit(found: Files, assignment: Assignment) -> None:
             holes[region.task] += 1
     if holes != expected:
         raise BuildError(f"{assignment.id}: regions by task are {holes}, the manifest's `where` names {expected}")
+    for change in assignment.replacements:
+        if left := [name for name, content in text.items() if change.old.strip() in content]:
+            raise BuildError(f"{', '.join(left)}: what {assignment.id} replaces is still there: {change.old.strip()!r}")
     for name in found:
         if any(part.startswith(".") or part == "__pycache__" for part in PurePosixPath(name).parts):
             raise BuildError(f"{name} has no place in a handout")
