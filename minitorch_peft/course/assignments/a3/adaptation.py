@@ -80,9 +80,14 @@ def attach(choice: Any, seed: int = 0) -> PeftModel:
 
 
 def adapt(choice: Any, seed: int = 0) -> PeftModel:
-    """``STEPS`` updates of ``ROWS`` x ``LENGTH`` tokens of 1395; the rate rises for ``WARMUP`` steps, then falls."""
+    """The tiny GPT with the chosen adapter, trained."""
     _, lr = settings_of(choice)
-    model, text = attach(choice, seed), training_text()
+    return train(attach(choice, seed), lr, seed)
+
+
+def train(model: PeftModel, lr: float, seed: int = 0) -> PeftModel:
+    """``STEPS`` updates of ``ROWS`` x ``LENGTH`` tokens of 1395; the rate rises for ``WARMUP`` steps, then falls."""
+    text = training_text()
     optimizer = AdamW(list(model.trainable_parameters().items()), lr=lr, weight_decay=0.0)
     with _one_at_a_time, use_backend("reference"), np.errstate(all="ignore"):
         for step in range(STEPS):
@@ -94,14 +99,20 @@ def adapt(choice: Any, seed: int = 0) -> PeftModel:
     return model
 
 
-def gain(model: PeftModel, part: str = "first", rows: int = 96) -> float:
-    """By how many bits per byte the adapted model is better than the base on a held-out part; nan where it diverged."""
-    return bits_per_byte(GPT.from_pretrained(MODEL), part, rows) - bits_per_byte(model, part, rows)
+def gain(model: PeftModel, part: str = "first") -> float:
+    """By how many bits per byte the model is better than the base on a held-out part; nan where it diverged."""
+    return of_the_base(part) - bits_per_byte(model, part)
 
 
-def bits_per_byte(model: Any, part: str, rows: int) -> float:
-    """On ``rows`` windows, spread over a part of the held-out text."""
-    text = held_out_text(part)
+@cache
+def of_the_base(part: str, translation: str = "wyc") -> float:
+    """Its bits per byte."""
+    return bits_per_byte(GPT.from_pretrained(MODEL), part, translation)
+
+
+def bits_per_byte(model: Any, part: str = "first", translation: str = "wyc", rows: int = 96) -> float:
+    """On ``rows`` windows, spread over a part of the held-out text; "web" is modern English."""
+    text = held_out_text(part, translation)
     with _one_at_a_time, use_backend("reference"), np.errstate(all="ignore"):
         return text.bits_per_byte(evaluate(model, text.windows(batch_size=32, length=LENGTH, limit=rows)).loss)
 
@@ -112,9 +123,9 @@ def training_text() -> PackedText:
 
 
 @cache
-def held_out_text(part: str) -> PackedText:
-    """Some chapters of John in the translation of 1395."""
-    verses = load_corpus("wyc").split("held_out").verses
+def held_out_text(part: str, translation: str = "wyc") -> PackedText:
+    """Some chapters of John."""
+    verses = load_corpus(translation).split("held_out").verses
     keep = {JOHN * 1000 + chapter for chapter in PARTS[part]}
     chosen = {verse: text for verse, text in verses.items() if verse // 1000 in keep}
-    return PackedText.from_corpus(Corpus(f"wyc, John, {part} part", chosen), Tokenizer.shipped())
+    return PackedText.from_corpus(Corpus(f"{translation}, John, {part} part", chosen), Tokenizer.shipped())

@@ -41,8 +41,9 @@ def start_shapes(code: Code, variant: Variant) -> None:
         require(len(found) == 2 * 8, f"the adapter has {len(found)} parameters; A and B of 8 layers are due")
         for path, (rank, inputs, outputs) in sizes.items():
             A, B = (_parameter(found, f"{path}.{name}", dtype) for name in ("lora_A", "lora_B"))
-            equal(list(A.shape), [rank, inputs], f"the shape of A of {path}")
-            equal(list(B.shape), [outputs, rank], f"the shape of B of {path}")
+            note = "the rank is this path's; A takes the layer's inputs, B gives its outputs"
+            equal(list(A.shape), [rank, inputs], f"the shape of A of {path}", note)
+            equal(list(B.shape), [outputs, rank], f"the shape of B of {path}", note)
             require(
                 not (A.any() and B.any()), f"A and B of {path} are both different from zero",
                 "the adapted model must start as the base: the product of the two has to vanish",
@@ -97,7 +98,8 @@ def start_independent(code: Code, variant: Variant) -> None:
     first, again, other = (code("probes:start", LARGE, config, s) for s in (seed, seed, seed + 1))
     factors = {path: p["data"].astype(np.float64) for path, p in first.items() if path.endswith("lora_A")}
     for path, A in factors.items():
-        equal(again[path]["data"], first[path]["data"], f"{path}, drawn again from the same seed", "an unseeded draw")
+        same = bool((again[path]["data"] == first[path]["data"]).all())
+        require(same, f"{path} is another one when drawn again from the same seed", "a draw without the seed")
         _unrelated(A, other[path]["data"].astype(np.float64), f"{path} under two seeds")
         require(int(np.linalg.matrix_rank(A)) == 32, f"the rows of {path} are not independent of one another")
     paths = list(factors)
@@ -259,7 +261,9 @@ def effective_weight(code: Code, layer: dict[str, Any], factors: str) -> None:
     A, B = (layer[name].astype(factors) for name in ("lora_a", "lora_b"))
     W, s = layer["weight"], layer["scaling"]
     exact = W + s * (B.astype(np.float64) @ A.astype(np.float64))
-    close(code("probes:effective", W, A, B, s), exact, "effective(W)", rtol=1e-13, atol=1e-13)
+    got = code("probes:effective", W, A, B, s)
+    close(got, exact, "effective(W)", rtol=1e-5, atol=1e-5)
+    close(got, exact, "effective(W)", rtol=1e-13, atol=1e-13, because="float32 on the way: cast first, then multiply")
     single = exact.astype(np.float32)
     close(code("probes:effective", W.astype(np.float32), A, B, s), single, "effective(W)", rtol=1e-5, atol=1e-5)
 
@@ -332,26 +336,6 @@ def given_weights(seed: int) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-@check("3.4", "the merged weights, and a certificate that tells how much was rounded")
-def merged_weights(code: Code, variant: Variant) -> None:
-    for case in MERGES:
-        found, weights, exact = run_merge(code, case, variant.seed % 1000)
-        require(found["error"] is None, f"merging {case}: {found['error']}")
-        merged, certificate = found["merged"], found["certificate"]
-        expected = {**weights, **{name: value.astype(np.float32) for name, value in exact.items()}}
-        untied = "lm_head.weight" in merged["weights"]
-        if untied:
-            expected.setdefault("lm_head.weight", weights["embed.tokens.weight"])
-        equal(sorted(merged["weights"]), sorted(expected), f"the parameters when merged ({case})")
-        for name, value in expected.items():
-            close(merged["weights"][name], value, f"{name}, merged ({case})", rtol=3e-7, atol=1e-12)
-        rounding = max(np.abs(merged["weights"][name].astype(np.float64) - exact[name]).max() for name in exact)
-        what = f"weight_difference of the certificate ({case})"
-        close(certificate["weight_difference"], rounding, what, rtol=1e-5, atol=0)
-        equal(certificate["layers"], len(exact), f"layers of the certificate ({case})")
-        equal(merged["flags"], [True] * len(merged["flags"]), "whether each adapter says that it is merged")
-
-
 @check("3.4", "after unmerging everything is as it was, bit for bit")
 def unmerged_bits(code: Code, variant: Variant) -> None:
     for case in MERGES:
@@ -375,6 +359,26 @@ def as_it_was(state: dict[str, Any], weights: dict[str, np.ndarray], case: str) 
         because = "nothing may be computed here: what was there before has to be put back"
         equal(state["weights"][name], value, f"{name} after unmerging ({case})", because)
     equal(state["flags"], [False] * len(state["flags"]), f"whether each adapter says that it is merged ({case})")
+
+
+@check("3.4", "the merged weights, and a certificate that tells how much was rounded")
+def merged_weights(code: Code, variant: Variant) -> None:
+    for case in MERGES:
+        found, weights, exact = run_merge(code, case, variant.seed % 1000)
+        require(found["error"] is None, f"merging {case}: {found['error']}")
+        merged, certificate = found["merged"], found["certificate"]
+        expected = {**weights, **{name: value.astype(np.float32) for name, value in exact.items()}}
+        untied = "lm_head.weight" in merged["weights"]
+        if untied:
+            expected.setdefault("lm_head.weight", weights["embed.tokens.weight"])
+        equal(sorted(merged["weights"]), sorted(expected), f"the parameters when merged ({case})")
+        for name, value in expected.items():
+            close(merged["weights"][name], value, f"{name}, merged ({case})", rtol=3e-7, atol=1e-12)
+        rounding = max(np.abs(merged["weights"][name].astype(np.float64) - exact[name]).max() for name in exact)
+        what = f"weight_difference of the certificate ({case})"
+        close(certificate["weight_difference"], rounding, what, rtol=1e-5, atol=0)
+        equal(certificate["layers"], len(exact), f"layers of the certificate ({case})")
+        equal(merged["flags"], [True] * len(merged["flags"]), "whether each adapter says that it is merged")
 
 
 @check("3.4", "a merge that is refused half-way leaves nothing behind")
@@ -557,7 +561,7 @@ def choice_learns(code: Code, variant: Variant) -> None:
     gain = measured(json.dumps(choice), *(("first", 0) if public else ("second", variant.seed % 100_000)))
     require(
         gain >= (GOAL if public else HIDDEN_GOAL),
-        f"held-out text takes {gain:.2f} bits per byte less than with the base; {GOAL:g} less is the goal",
+        f"the gain on held-out text is {gain:.2f} bits per byte; the goal is {GOAL:.2f}",
         "it diverged: is the rate, or alpha, too large?" if math.isnan(gain) or gain < 0 else
         "vary the rate first, then compare targets; the notebook's section shows how",
     )  # fmt: skip
