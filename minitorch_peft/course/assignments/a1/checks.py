@@ -525,6 +525,17 @@ def graph_order(code: Code, graph: Graph) -> None:
             require(early, f"topological_order {order}: t{tensor} comes before t{operand}, which it was computed from")
 
 
+@check("1.7", "an array that a rule returned twice is not changed")
+def shared_arrays(code: Code) -> None:
+    x, g = np.array([0.5, 1.0]), np.array([1.0, 10.0])
+    for one in ([1, 2], [2, 1]):
+        for two in ([3, 4], [4, 3]):
+            graph = Graph([x], [True], [["sin", 0], ["same", 0], ["same", 1], ["add", *one], ["add", *two]], g)
+            got = code("probes:backward", graph.leaves, graph.trainable, graph.steps, [[5, g]])
+            because = "add gives the same array to both inputs: a sum must be a new array, not made in place"
+            close(got["after"][0], graph.gradient(0, 5, g), f"{graph!r}: the gradient of t0", because=because)
+
+
 @check("1.7", "gradients of several calls add up", given=lambda v: {"x": arrays((2,)), "g": arrays((2,))}, examples=10)
 def several_calls(code: Code, x: Array, g: Array) -> None:
     first = Graph([x], [True], [["sin", 0], ["mul", 1, 0]])
@@ -653,7 +664,7 @@ def _spoiled(g: Array, factor: float) -> Array:
     return out
 
 
-def _normalized(x: Array, eps: float = 1e-5) -> Array:
+def _normalized(x: Array, eps: float = 1e-3) -> Array:
     return Norm(x, None, None, eps, x, ()).layer(x, None, None)
 
 
@@ -677,7 +688,7 @@ RULES = [
         "adds the incoming gradient": one(lambda u, r, x: r + u),
         "has a nan": one(lambda u, r, x: np.where(x == x.max(), np.nan, r)),
         "returns float32": one(lambda u, r, x: r.astype(np.float32)),
-        "is off by a millionth": one(lambda u, r, x: r * (1 + 1e-6)),
+        "is off by 0.01 %": one(lambda u, r, x: r * (1 + 1e-4)),
     }),
     Rule("a thousand squares", lambda x: x * x, drawn((30, 40)), {
         "is off by half at one element": one(lambda u, r, x: _spoiled(r, 1.5)),
@@ -711,7 +722,7 @@ RULES = [
         "returns a transposed second": (1, lambda u, r, x: [r[0], r[1].T]),
     }),
     Rule("two scales", lambda a, b: 1e3 * a + 1e-3 * b, drawn((3,), (3,)), {
-        "is off by 0.1 % at the small one": (1, lambda u, r, x: [r[0], r[1] * 1.001]),
+        "is off by 5 % at the small one": (1, lambda u, r, x: [r[0], r[1] * 1.05]),
     }),
     Rule("a mean", lambda x: x.mean(0), drawn((4, 3)), {
         "does not divide": one(lambda u, r, x: 4 * r),
@@ -738,7 +749,7 @@ RULES = [
     }),
     Rule("tanh", np.tanh, drawn((3, 2)), {
         "forgets the square": one(lambda u, r, x: u * (1 - np.tanh(x))),
-        "is off by 1e-5": one(lambda u, r, x: r * (1 + 1e-5)),
+        "is off by 0.01 %": one(lambda u, r, x: r * (1 - 1e-4)),
     }),
 ]  # fmt: skip
 
@@ -825,16 +836,14 @@ def central_difference(code: Code, case: dict[str, Any]) -> None:
 @check(
     "1.8",
     "the extrapolation is exact to the fourth order",
-    given=lambda v: {"slopes": st.tuples(*[st.floats(-10, 10)] * 2), "errors": st.tuples(*[st.floats(-10, 10)] * 2)},
+    given=lambda v: {"measured": st.floats(-10, 10), "claimed": st.floats(-10, 10), "error": st.floats(-10, 10)},
 )
-def extrapolation(code: Code, slopes: tuple[float, float], errors: tuple[float, float]) -> None:
-    near = [s + e for s, e in zip(slopes, errors, strict=True)] + [1.0]
-    far = [s + 4 * e for s, e in zip(slopes, errors, strict=True)] + [1.0]
+def extrapolation(code: Code, measured: float, claimed: float, error: float) -> None:
+    near, far = [measured + error, claimed, 1.0], [measured + 4 * error, claimed, 1.0]
     got = code("probes:extrapolated", near, far, 1.0, 1.0, 1e-3, 1e-7, 0.0)
     because = "D(h) = slope + c h^2 and D(2h) = slope + 4 c h^2: which combination of the two has no c?"
-    close(got["residual"], slopes[0] - slopes[1], "the residual (measured minus claimed)", 1e-9, 1e-9, because)
-    if errors[1] == 0:
-        close(got["analytic"], slopes[1], "what is claimed", 1e-9, 1e-9)
+    close(got["residual"], measured - claimed, "the residual (measured minus claimed)", 1e-9, 1e-9, because)
+    close(got["analytic"], claimed, "what is claimed", 1e-9, 1e-9)
 
 
 @check("1.8", "the tolerance is that of compare's docstring")
