@@ -39,7 +39,8 @@ def cache_gradients(calls: list[dict], weights: list[list[np.ndarray]]) -> list[
         leaves.append((key, value))
         key, value = cache.update(call["layer"], key, value, call["past_length"])
         total = total + (key * Tensor(key_weight)).sum() + (value * Tensor(value_weight)).sum()
-    total.backward()
+    if total.requires_grad:
+        total.backward()
     return [[key.grad, value.grad] for key, value in leaves]
 
 
@@ -53,7 +54,8 @@ def selected(layers: list[list[np.ndarray]], keep: list[int], next_position: int
     total: Any = 0.0
     for key, value in cache.entries.values():
         total = total + key.sum() + value.sum()
-    total.backward()
+    if total.requires_grad:
+        total.backward()
     return {
         "held": held(cache),
         "length": cache.length,
@@ -78,8 +80,10 @@ def pairs_of(prompts: list[list[int]], answers: list[list[int]], pad: int) -> Pa
 
 def rows(
     prompts: list[list[int]], answers: list[list[int]], pad: int, indices: list[int], side: Any
-) -> dict[str, np.ndarray]:
-    return pairs_of(prompts, answers, pad)._rows(indices, side)
+) -> list[dict[str, np.ndarray]]:
+    """The same rows, asked for twice."""
+    pairs = pairs_of(prompts, answers, pad)
+    return [pairs._rows(indices, side) for _ in range(2)]
 
 
 def conditional_loss(
@@ -90,7 +94,7 @@ def conditional_loss(
     vocab_size, width = head.shape
     fields = {"n_positions": 64, "n_embd": width, "n_layer": 1, "n_head": 1, "tie_word_embeddings": False}
     model = GPT(GPTConfig(vocab_size=vocab_size, **fields), seed=None).astype(np.float64)
-    model.lm_head.set_dense_weight(head)  # type: ignore[operator]
+    model.lm_head.set_dense_weight(head)  # type: ignore[attr-defined]
     length = batch["input_ids"].shape[1]
     _, loss, counted = model.predict(Tensor(hidden), length, batch["labels"], ForwardContext())
     assert loss is not None

@@ -940,6 +940,21 @@ LOSS = Proof(
             }
             """
         },
+        "joins in place, so that a second batch is longer": {
+            "2.4b": """
+            rows, labels = [], []
+            for i in indices:
+                row = self.prompts[i]
+                labels.append([IGNORE] * len(row) + self.answers[i])
+                row += self.answers[i]
+                rows.append(row)
+            return {
+                "input_ids": pad_rows(rows, self.pad, side),
+                "labels": pad_rows(labels, IGNORE, side),
+                "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, side),
+            }
+            """
+        },
         "answers only, without their prompts": {
             "2.4b": """
             rows = [self.answers[i] for i in indices]
