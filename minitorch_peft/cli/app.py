@@ -58,3 +58,4 @@ for command in (compare, adapt, generate, merge, inspect, pretrain):
 app.add_typer(course, name="course")
 if find_spec("minitorch_peft.cli.teaching"):  # a handout has no teacher's part
     import_module("minitorch_peft.cli.teaching")
+    import_module("minitorch_peft.cli.grading")

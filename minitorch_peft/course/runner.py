@@ -97,6 +97,23 @@ def judge(
         shutil.rmtree(root, ignore_errors=True)
 
 
+def judge_own(
+    library: Library, assignment: Assignment, task: Task, variant: Variant, layers: tuple[str, ...]
+) -> TaskResult:
+    """Run the checks of one task on one's own library, as it is.
+
+    Where a file does not compile, the solutions of other tasks are cut out of it: their mistakes are not this task's.
+    """
+    broken = library.broken_files()
+    holes = {
+        region: assignment.task(place.task).hole()
+        for region, (name, place) in library.regions.items()
+        if name in broken and place.task != task.id
+    }
+    root = library.spliced(holes) if holes else library.root
+    return run_task(assignment, task, root, [variant], layers)
+
+
 def run_task(
     assignment: Assignment,
     task: Task,
@@ -128,7 +145,9 @@ NOT_DONE = "still to be written"
 def _outcomes(code: Code, checks: Sequence[Check], variants: Sequence[Variant], first_only: bool) -> Iterable[Outcome]:
     if not checks:
         raise ValueError("a task without checks")
+    """Of each check in each variant; where one fails, the variants that follow have nothing to add."""
     for variant in variants:
+        passed = True
         for check in checks:
             try:
                 outcome = run_check(check, code, variant)
@@ -136,8 +155,11 @@ def _outcomes(code: Code, checks: Sequence[Check], variants: Sequence[Variant], 
                 yield Outcome(check.title, variant.name, False, str(stopped))
                 return
             yield outcome
+            passed &= outcome.passed
             if not outcome.passed and (first_only or outcome.because == NOT_DONE):
                 return
+        if not passed:
+            return
 
 
 def run_check(check: Check, code: Code, variant: Variant) -> Outcome:

@@ -1,0 +1,278 @@
+"""Grade submissions: each in a process of its own, task by task, several at a time; what is done is not done again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import multiprocessing as mp
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from minitorch_peft import __version__
+from minitorch_peft.course import checks, sandbox
+from minitorch_peft.course.library import Library, sources
+from minitorch_peft.course.manifest import Assignment, Task, available, load
+from minitorch_peft.course.marks import task_of
+from minitorch_peft.course.process import START_SECONDS, Limits
+from minitorch_peft.course.runner import TaskResult, failed, judge
+from minitorch_peft.course.teacher.results import Result
+from minitorch_peft.course.teacher.submission import Submission, read
+from minitorch_peft.formats.files import FileFormatError
+
+MEMORY = 8 << 30  # bytes of address space of a grading process, whatever a solution makes a check do
+ADVICE = {
+    "limits": "a system with Python's resource module",
+    "capabilities": "Linux",
+    "landlock": "Linux 5.19 or newer with Landlock switched on, and pip install 'minitorch-peft[teach]'",
+    "seccomp": "the system's package libseccomp2, and pip install 'minitorch-peft[teach]'",
+}
+
+
+class GradeError(ValueError):
+    """What was asked for cannot be graded as it is."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one grading process needs."""
+
+    submission: Submission
+    assignment: str
+    seed: int
+    fingerprint: str
+    layers: tuple[str, ...]
+    limits: Limits
+    scratch: str
+    target: str
+
+    def result(self, **found: Any) -> Result:
+        one = self.submission
+        missing = [layer for layer in sandbox.ALL_LAYERS if layer not in self.layers]
+        empty = Result(one.name, self.assignment, self.seed, self.fingerprint)
+        return replace(empty, regions=one.regions, notes=one.notes, missing=missing, **found)
+
+
+def layers_for(weak: bool) -> tuple[str, ...]:
+    """The sandbox's layers. Raises GradeError where one is missing, unless ``weak`` says that this is known."""
+    layers = sandbox.available()
+    if (missing := [layer for layer in sandbox.ALL_LAYERS if layer not in layers]) and not weak:
+        needs = "; ".join(f"{layer} needs {ADVICE[layer]}" for layer in missing)
+        raise GradeError(
+            f"the sandbox lacks {', '.join(missing)}: {needs}. To grade code that you trust, add --weak-sandbox"
+        )
+    return layers
+
+
+def submissions_at(paths: Sequence[Path]) -> list[Submission]:
+    """All of them, by name. Raises FileNotFoundError for a missing one, GradeError where two have one name."""
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no submission {path}")
+    found = sorted((read(path) for path in paths), key=lambda s: s.name)
+    counts = Counter(s.name for s in found)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise GradeError(f"two submissions are called {', '.join(twice)}: rename a folder or file")
+    return found
+
+
+def assignment_of(submissions: Sequence[Submission]) -> Assignment:
+    """The assignment that the submissions' marks belong to. Raises GradeError where that is none, or several."""
+    owners = {t.id: a.id for a in map(load, available()) for t in a.tasks}
+    found = {owners[task_of(id)] for s in submissions for id in (*s.regions, *s.spoiled) if task_of(id) in owners}
+    if len(found) != 1:
+        which = f"belong to {', '.join(sorted(found))}" if found else "have no marks of any assignment"
+        raise GradeError(f"the submissions {which}: name the assignment with --assignment")
+    return load(found.pop())
+
+
+def grade(
+    submissions: Sequence[Submission],
+    assignment: Assignment,
+    out: Path,
+    seed: int,
+    jobs: int = 1,
+    weak: bool = False,
+    limits: Limits = Limits(),  # noqa: B008 (it is frozen)
+) -> Iterator[Result]:
+    """Grade into ``out/results/NAME.json``; gives each result as it is there, stored ones of the same inputs first.
+
+    The score of a submission depends on nothing but its contents, the sources of this package and ``seed``.
+    Raises GradeError where the sandbox is incomplete and not ``weak``, another grader writes to ``out``, or it holds
+    another assignment.
+    """
+    layers = layers_for(weak)
+    results = out / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    with locked(out), scratch_in(out) as scratch:
+        require_same(results, assignment)
+        inputs = digest_of_inputs(assignment, seed, layers, limits)
+        todo = []
+        for one in submissions:
+            fingerprint = hashlib.sha256(f"{inputs} {one.digest} {one.name}".encode()).hexdigest()
+            target = results / f"{one.name}.json"
+            if (stored := stored_result(target, fingerprint)) is not None:
+                yield stored
+            else:
+                target.unlink(missing_ok=True)
+                job = Job(one, assignment.id, seed, fingerprint, layers, limits, str(scratch), str(target))
+                todo.append(job)
+        yield from run_jobs(todo, jobs, len(assignment.tasks))
+
+
+def require_same(results: Path, assignment: Assignment) -> None:
+    """Raise GradeError where the folder holds results of another assignment: a report is of one."""
+    for path in results.glob("*.json"):
+        with contextlib.suppress(FileFormatError):
+            if (other := Result.load(path).assignment) != assignment.id:
+                raise GradeError(f"{results.parent} holds results of {other}: name another --out for {assignment.id}")
+
+
+def stored_result(path: Path, fingerprint: str) -> Result | None:
+    """What an earlier run found for the same inputs; None where it found nothing, or failed."""
+    try:
+        result = Result.load(path)
+    except FileFormatError:
+        return None
+    return result if result.fingerprint == fingerprint and not result.error else None
+
+
+def digest_of_inputs(assignment: Assignment, seed: int, layers: Sequence[str], limits: Limits) -> str:
+    """A fingerprint of all that scores depend on beside the submission."""
+    whole = hashlib.sha256(repr((__version__, assignment.id, seed, tuple(layers), asdict(limits))).encode())
+    manifest = Path(str(importlib.import_module(assignment.checks_module).__file__)).with_name("manifest.toml")
+    for name, path in [*sources().items(), ("manifest", manifest)]:
+        whole.update(f"{name}\n".encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
+# -- processes ------------------------------------------------------------------------------------------------
+def run_jobs(todo: Sequence[Job], jobs: int, tasks: int) -> Iterator[Result]:
+    """Each job in a fresh process, ``jobs`` at a time. One that dies or does not end costs its own result only."""
+    waiting, running = list(reversed(todo)), dict[Any, tuple[Any, Job, float]]()
+    context = mp.get_context("spawn")
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                job = waiting.pop()
+                process = context.Process(target=grade_one, args=(job,), daemon=False)
+                process.start()
+                longest = START_SECONDS + tasks * (START_SECONDS + job.limits.total_seconds + 60)
+                running[process.sentinel] = process, job, time.monotonic() + longest
+            ready = wait(list(running), timeout=1.0)
+            late = [s for s, (_, _, until) in running.items() if time.monotonic() > until]
+            for sentinel in {*ready, *late}:
+                process, job, until = running.pop(sentinel)
+                yield ended(process, job, time.monotonic() > until)
+    finally:
+        for process, _, _ in running.values():
+            process.kill()
+            process.join()
+
+
+def ended(process: Any, job: Job, late: bool) -> Result:
+    """The result that a process left behind, or that it left none."""
+    process.kill()
+    process.join()
+    if (result := stored_result(Path(job.target), job.fingerprint)) is not None:
+        return result
+    with contextlib.suppress(FileFormatError):
+        return Result.load(Path(job.target))  # it says what went wrong
+    code = process.exitcode
+    how = "did not end in time" if late else f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    result = job.result(error=f"its grading process {how}")
+    result.save(Path(job.target))
+    return result
+
+
+def grade_one(job: Job) -> None:
+    """In a process of its own: judge every task and store the result, or what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    limit_memory()
+    tempfile.tempdir = job.scratch
+    started = time.monotonic()
+    try:
+        result = job.result(tasks=judged(job))
+    except Exception as error:
+        result = job.result(error=f"{type(error).__name__}: {error}")
+    replace(result, seconds=round(time.monotonic() - started, 1)).save(Path(job.target))
+
+
+def judged(job: Job) -> list[TaskResult]:
+    assignment = load(job.assignment)
+    variants = (checks.PUBLIC, checks.hidden(job.seed))
+    with Library(assignment.leave_out) as library:
+        found = []
+        for task in assignment.tasks:
+            ids = library.regions_of(task.id)
+            refused = refusal(job.submission, task, ids)
+            mine = {id: job.submission.regions[id] for id in ids if id in job.submission.regions}
+            found.append(refused or judge(library, assignment, task, mine, variants, job.layers, job.limits))
+    return found
+
+
+def refusal(submission: Submission, task: Task, ids: Sequence[str]) -> TaskResult | None:
+    """The result of a task that the submission has no solution of, or two; None where it can be judged."""
+    if spoiled := [submission.spoiled[id] for id in ids if id in submission.spoiled]:
+        return failed(task, spoiled[0], "an old copy of a file: hand in one version")
+    if not any(id in submission.regions for id in ids):
+        place = ", ".join(f'# BEGIN SOLUTION(task="{id}")' for id in ids)
+        message = f"the submission has no solution of {task.id}: no readable file has the marks {place}"
+        return failed(task, message, "a file is missing from it, or its marks were changed", "not done")
+    return None
+
+
+def end_with_parent() -> None:
+    """A grading process must not outlive the grader, even one that was killed."""
+    parent = mp.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def limit_memory() -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
+
+
+# -- folders --------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """One grader at a time. The lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise GradeError(f"another grader is writing to {out}: wait for it, or name another folder") from None
+        yield
+
+
+@contextlib.contextmanager
+def scratch_in(out: Path) -> Iterator[Path]:
+    """A folder for copies of the library. What a killed grader left there goes first."""
+    scratch = out.resolve() / ".scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
