@@ -43,7 +43,7 @@ def check(
     from minitorch_peft.course.checks import PUBLIC
     from minitorch_peft.course.library import Library
     from minitorch_peft.course.outside import changed_files
-    from minitorch_peft.course.runner import run_task
+    from minitorch_peft.course.runner import judge_own
 
     screen = Screen(json)
     manifest = the_assignment(assignment)
@@ -53,7 +53,7 @@ def check(
     with Library() as library, screen.err.status("") as status:
         for task in chosen:
             status.update(f"{task.id} {task.title}")
-            results.append(run_task(manifest, task, library.root, [PUBLIC], layers))
+            results.append(judge_own(library, manifest, task, PUBLIC, layers))
     show(screen, manifest, chosen, results, hint)
     for name in changed_files():
         screen.note(f"warning: {name} was changed outside the marks; only what stands between them is graded")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 
@@ -23,11 +21,17 @@ def _of_shapes(got: np.ndarray, want: np.ndarray, rtol: float, atol: float) -> s
     if got.size == want.size:
         same = np.allclose(got.reshape(-1), want.reshape(-1), rtol, atol)
         return "the right numbers in another shape: reshape, or keepdims" if same else "another order of the axes"
-    if got.size > want.size and got.ndim >= want.ndim:
-        return "a sum (or mean) over an axis is missing: each input needs a gradient of its own shape"
-    if math.prod(got.shape) < math.prod(want.shape):
+    if _broadcasts(want.shape, got.shape):
+        return "a sum (or mean) over an axis is missing: a result must have the shape of what it belongs to"
+    if _broadcasts(got.shape, want.shape):
         return "an axis was summed that must stay, or a broadcast is missing"
     return None
+
+
+def _broadcasts(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Does NumPy broadcast ``small`` to ``large``?"""
+    pairs = zip(reversed(small), reversed(large), strict=False)
+    return len(small) <= len(large) and all(a in (1, b) for a, b in pairs)
 
 
 def _of_values(got: np.ndarray, want: np.ndarray, rtol: float, atol: float) -> str | None:
@@ -42,6 +46,8 @@ def _of_values(got: np.ndarray, want: np.ndarray, rtol: float, atol: float) -> s
         return "the result is zero everywhere: was it ever written to?"
     if same(got, -want):
         return "the sign"
+    if float(np.abs(got - want).max()) < 1e-3 * float(np.abs(want).max()):
+        return "close, but not equal: an eps in the wrong place, or float32 on the way?"
     if np.isfinite(want).all() and (factor := _factor(got, want)) is not None and same(got, factor * want):
         return f"a constant factor: it is {factor:.6g} times what it should be"
     if want.ndim > 1 and want.shape[-1] == want.shape[-2] and same(got, want.swapaxes(-1, -2)):
@@ -54,8 +60,6 @@ def _of_values(got: np.ndarray, want: np.ndarray, rtol: float, atol: float) -> s
     if want.size > 1 and wrong.sum() <= max(1, want.size // 4):
         places = ", ".join(str(tuple(int(j) for j in i)) for i in np.argwhere(wrong)[:3])
         return f"only some elements are wrong ({places}): a border, a mask, or an index that occurs twice?"
-    if float(np.abs(got - want).max()) < 1e-3 * float(np.abs(want).max()):
-        return "close, but not equal: an eps in the wrong place, or float32 on the way?"
     return None
 
 

@@ -41,7 +41,7 @@ def close(
         same = np.allclose(have, want, rtol=rtol, atol=atol + rtol * scale, equal_nan=True)
     if not same:
         cause = because or likely_cause(have, want, rtol, atol)
-        raise Mismatch(f"{what} is {shown(have)}; expected {shown(want)}", cause)
+        raise Mismatch(f"{what} is {told(have, want)}", cause)
 
 
 def equal(got: Any, expected: Any, what: str, because: str | None = None) -> None:
@@ -50,7 +50,7 @@ def equal(got: Any, expected: Any, what: str, because: str | None = None) -> Non
         have = _array(got, expected, what, True)
         if have.tobytes() != np.ascontiguousarray(expected).tobytes():
             cause = because or likely_cause(have, expected, 0.0, 0.0)
-            raise Mismatch(f"{what} is {shown(have)}; expected {shown(expected)}, to the bit", cause)
+            raise Mismatch(f"{what} is {told(have, expected)}, to the bit", cause)
         return
     plain = list(expected) if isinstance(expected, tuple) else expected
     if type(got) is not type(plain) or got != plain:
@@ -80,11 +80,20 @@ def vjp(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, g: np.ndarray) -> 
     return gradient
 
 
-def shown(value: Any) -> str:
+def told(have: np.ndarray, want: np.ndarray) -> str:
+    """Both arrays, with as many digits as it takes to see that they differ."""
+    texts = [(shown(have, digits), shown(want, digits)) for digits in (6, 12, 17)]
+    got, expected = next((pair for pair in texts if pair[0] != pair[1]), texts[-1])
+    return f"{got}; expected {expected}"
+
+
+def shown(value: Any, digits: int = 6) -> str:
     """A value as a message shows it: short."""
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
-        text = np.array2string(array, precision=6, separator=", ", threshold=SHOWN, edgeitems=3, max_line_width=100)
+        text = np.array2string(
+            array, precision=digits, separator=", ", threshold=SHOWN, edgeitems=3, max_line_width=100
+        )
         note = "" if array.dtype == np.float64 else f" ({array.dtype})"
         return (f"\n{text}" if "\n" in text else text) + note + ("" if array.size else f" of shape {array.shape}")
     text = repr(value)

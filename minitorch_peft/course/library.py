@@ -98,6 +98,11 @@ class Library:
             path.write_text(text, encoding="utf-8")
         return root
 
+    def broken_files(self) -> list[str]:
+        """The marked files that are no Python. (Compiles them: for one's own library, not for a stranger's.)"""
+        names = dict.fromkeys(name for name, _ in self.regions.values())
+        return [name for name in names if not compiles(self.text(name))]
+
     def regions_of(self, task: str) -> list[str]:
         """The ids of a task's regions, in order."""
         return sorted(id for id, (_, region) in self.regions.items() if region.task == task)
@@ -123,3 +128,11 @@ class Library:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def compiles(text: str) -> bool:
+    try:
+        compile(text, "solution", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
