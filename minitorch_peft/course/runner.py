@@ -143,9 +143,9 @@ NOT_DONE = "still to be written"
 
 
 def _outcomes(code: Code, checks: Sequence[Check], variants: Sequence[Variant], first_only: bool) -> Iterable[Outcome]:
+    """Of each check in each variant; where one fails, the variants that follow have nothing to add."""
     if not checks:
         raise ValueError("a task without checks")
-    """Of each check in each variant; where one fails, the variants that follow have nothing to add."""
     for variant in variants:
         passed = True
         for check in checks:
