@@ -18,8 +18,8 @@
 # parameter count, the scaling with and without rsLoRA. Then you use it: you choose targets, rank and rate for a small
 # GPT that has read modern English and is to read the English of 1395, and held-out text judges your choice.
 #
-# **Where.** Each task is a hole in the library, between two marks: `# BEGIN SOLUTION(task="3.1")` and `# END
-# SOLUTION`. Write between the marks only, and leave the marks in place; imports that you need go there too.
+# **Where.** Each task is a hole in the library, between a line `# BEGIN SOLUTION(task="3.1")` and a line
+# `# END SOLUTION`. Write between these marks only, and leave them in place; imports that you need go there too.
 #
 # | check | command |
 # |---|---|
