@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from minitorch_peft.course import marks
+from minitorch_peft.course import marks, plain
 from minitorch_peft.course.checks import PUBLIC, checks_of, hidden
 from minitorch_peft.course.library import solutions, sources
 from minitorch_peft.course.manifest import ManifestError, available, load
-from minitorch_peft.course.plain import tests_of
 from minitorch_peft.course.teacher.proof import proofs_of
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +108,6 @@ def test_an_unknown_assignment_or_task_is_named():
 
 # what a student runs with plain pytest, and the hidden variants of the same
 VARIANTS = (PUBLIC, hidden(1))
-test_a1 = tests_of("a1", VARIANTS)
-test_a2 = tests_of("a2", VARIANTS)
-test_a3 = tests_of("a3", VARIANTS)
+test_a1 = plain.tests_of("a1", VARIANTS)
+test_a2 = plain.tests_of("a2", VARIANTS)
+test_a3 = plain.tests_of("a3", VARIANTS)
