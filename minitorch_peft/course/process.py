@@ -167,8 +167,8 @@ class Process:
             return "the process ended during the call, without an answer (a call of os._exit?)"
         if code < 0:
             return f"the process was ended by signal {-code} ({SIGNALS.get(-code, 'a crash')})"
-        tail = self.printed.strip().splitlines()
-        return f"the process ended with exit code {code}" + (f": {tail[-1][:200]}" if tail else "")
+        tail = self.printed.strip().splitlines() or ["does the code close files that it did not open?"]
+        return f"the process ended with exit code {code}: {tail[-1][:200]}"
 
     def _read_frames(self) -> None:
         """Frames into the queue; None at the end. The queue is short, so a flood of answers waits in the pipe."""

@@ -187,8 +187,10 @@ def run_check(check: Check, code: Code, variant: Variant) -> Outcome:
         if not failures:
             raise
         return _failed(check, variant, *failures[-1])  # it got stuck while a smaller example was looked for
+    except (NameError, ImportError):  # a bug of the check
+        raise
     except Exception:
-        if not failures:  # the draw itself failed: a bug of the check
+        if not failures:  # the draw itself failed: a bug of the check too
             raise
         return _failed(check, variant, *failures[-1])
     return Outcome(check.title, variant.name, True)

@@ -83,6 +83,8 @@ def _tree(value: Any, arrays: list[np.ndarray], functions: list[Callable] | None
         return {"s": _described(np.asarray(value), arrays)}
     if type(value) is np.ndarray and value.dtype.kind in KINDS:
         return {"a": _described(value, arrays)}
+    if isinstance(value, list | tuple | dict) and len(value) > LARGEST_HEADER // 2:
+        raise WireError(f"{len(value):,} separate values; at most {LARGEST_HEADER // 2:,} are carried, or an array")
     if isinstance(value, list | tuple):
         return [_tree(v, arrays, functions, depth + 1) for v in value]
     if type(value) is dict and all(type(k) is str for k in value):

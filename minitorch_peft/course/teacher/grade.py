@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import multiprocessing as mp
 import os
 import shutil
@@ -48,7 +47,7 @@ class Job:
     """All that one grading process needs."""
 
     submission: Submission
-    assignment: str
+    assignment: Assignment
     seed: int
     fingerprint: str
     layers: tuple[str, ...]
@@ -59,7 +58,7 @@ class Job:
     def result(self, **found: Any) -> Result:
         one = self.submission
         missing = [layer for layer in sandbox.ALL_LAYERS if layer not in self.layers]
-        empty = Result(one.name, self.assignment, self.seed, self.fingerprint)
+        empty = Result(one.name, self.assignment.id, self.seed, self.fingerprint)
         return replace(empty, regions=one.regions, notes=one.notes, missing=missing, **found)
 
 
@@ -125,7 +124,7 @@ def grade(
                 yield stored
             else:
                 target.unlink(missing_ok=True)
-                job = Job(one, assignment.id, seed, fingerprint, layers, limits, str(scratch), str(target))
+                job = Job(one, assignment, seed, fingerprint, layers, limits, str(scratch), str(target))
                 todo.append(job)
         yield from run_jobs(todo, jobs, len(assignment.tasks))
 
@@ -149,9 +148,8 @@ def stored_result(path: Path, fingerprint: str) -> Result | None:
 
 def digest_of_inputs(assignment: Assignment, seed: int, layers: Sequence[str], limits: Limits) -> str:
     """A fingerprint of all that scores depend on beside the submission."""
-    whole = hashlib.sha256(repr((__version__, assignment.id, seed, tuple(layers), asdict(limits))).encode())
-    manifest = Path(str(importlib.import_module(assignment.checks_module).__file__)).with_name("manifest.toml")
-    for name, path in [*sources().items(), ("manifest", manifest)]:
+    whole = hashlib.sha256(repr((__version__, asdict(assignment), seed, tuple(layers), asdict(limits))).encode())
+    for name, path in sources().items():
         whole.update(f"{name}\n".encode() + path.read_bytes())
     return whole.hexdigest()
 
@@ -210,7 +208,7 @@ def grade_one(job: Job) -> None:
 
 
 def judged(job: Job) -> list[TaskResult]:
-    assignment = load(job.assignment)
+    assignment = job.assignment
     variants = (checks.PUBLIC, checks.hidden(job.seed))
     with Library(assignment.leave_out) as library:
         found = []
