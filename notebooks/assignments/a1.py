@@ -537,9 +537,9 @@ def norm_of_constants(grad, x, weight, mean, rstd, needs=(True, True, True)):
 
 def last_use_only(grad, ids, num_embeddings):
     """Wrong: a letter that occurs several times gets the gradient of one of them."""
-    dweight = np.zeros((num_embeddings, grad.shape[-1]), grad.dtype)
-    dweight[ids] = grad
-    return dweight
+    table = np.zeros((num_embeddings, grad.shape[-1]), dtype=grad.dtype)
+    table[ids] = grad
+    return table
 
 
 def own_scale(grad, *arguments):
