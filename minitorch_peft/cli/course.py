@@ -97,7 +97,8 @@ def show(screen: Screen, assignment: Assignment, tasks: list[Task], results: lis
     screen.say(table)
     for task, result in zip(tasks, results, strict=True):
         if result.status == "failed":
-            show_failure(screen, result)
+            passed = {r.task for r in results if r.status == "passed"}
+            show_failure(screen, result, [id for id in task.needs if id not in passed])
         if hint and result.status != "passed":
             for text in task.hints[:hint]:
                 screen.say(f"[bold]Hint for {task.id}:[/bold] {escaped(text)}")
@@ -106,8 +107,8 @@ def show(screen: Screen, assignment: Assignment, tasks: list[Task], results: lis
     screen.result({"assignment": assignment.id, "score": earned, "tasks": [r.to_dict() for r in results]})
 
 
-def show_failure(screen: Screen, result: TaskResult) -> None:
-    """The first check that failed: what, for which input, and why, likely."""
+def show_failure(screen: Screen, result: TaskResult, needs: list[str]) -> None:
+    """The first check that failed: what, for which input, and why, likely. ``needs``: tasks to solve first."""
     failure = result.failure
     assert failure is not None
     screen.say(f"\n[bold red]{result.task}[/bold red] {escaped(failure.title)}")
@@ -118,6 +119,8 @@ def show_failure(screen: Screen, result: TaskResult) -> None:
         screen.say(f"[yellow]likely cause:[/yellow] {escaped(failure.because)}", soft_wrap=True)
     if result.printed:
         screen.say(f"[dim]it printed: {escaped(result.printed[:500])}[/dim]", soft_wrap=True)
+    if needs:
+        screen.say(f"[yellow]here it needs {', '.join(needs)} first[/yellow] (the grader has its own)")
     screen.say(f"[dim]a hint: minitorch-peft course check {result.task} --hint[/dim]")
 
 
