@@ -582,7 +582,8 @@ for label, value in bits.items():
 
 # %%
 prompt = np.array([[letters.index(c) for c in "And "]])
-out = model.generate(prompt, max_new_tokens=60, do_sample=True, temperature=0.7, seed=0)
+with use_backend("reference"):
+    out = model.generate(prompt, max_new_tokens=60, do_sample=True, temperature=0.7, seed=0)
 print("".join(letters[i] for i in out[0]))
 
 # %% [markdown]
