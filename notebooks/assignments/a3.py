@@ -25,7 +25,7 @@
 # |---|---|
 # | everything | `minitorch-peft course check` |
 # | one task | `minitorch-peft course check 3.1` |
-# | a hint, one level more each time | `minitorch-peft course check 3.1 --hint` |
+# | a hint (`--hint --hint`: one more) | `minitorch-peft course check 3.1 --hint` |
 #
 # Tasks can be solved in any order, but for the last one, which trains a model and so needs 3.1, 3.2, 3.3 and 3.6. The
 # cells below use your solutions: run them as you go.
