@@ -101,11 +101,11 @@ def shown(value: Any, digits: int = 6) -> str:
 
 
 def readable(text: str) -> str:
-    """``text`` without what does things to terminals, files or readers: control characters, lone surrogates, marks of
+    r"""``text`` without what does things to terminals, files or readers: control characters, lone surrogates, marks of
     direction.
 
     >>> readable("a\x1b[2J\tb")
-    'a\ufffd[2J\tb'
+    'a�[2J\tb'
     """
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
