@@ -29,7 +29,10 @@ STATE = "the same call gave two different answers: does the solution keep state 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one check: ``example`` is the smallest input found that fails it."""
+    """What came of one check: ``example`` is the smallest input found that fails it.
+
+    ``concealed``: the message may hold what a student must not see.
+    """
 
     title: str
     variant: str
@@ -37,6 +40,7 @@ class Outcome:
     message: str = ""
     because: str | None = None
     example: str = ""
+    concealed: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hostile and broken submissions, graded: ``python -P tests/course/hostile_table.py`` prints what each one got.
+"""Hostile and broken submissions, graded: ``python -P tests/course/hostile_table.py [WORD]`` prints what each one got.
 
 Each has a hostile solution of task 1.3 of assignment A1 (``hostile/regions.toml``), or is broken as a whole (``broken``
 below), beside a right solution of task 1.6, whose points it must not cost. Exit code 1 where one is judged wrongly.
@@ -22,11 +22,12 @@ from minitorch_peft.course.library import KERNELS, PACKAGE, Library
 from minitorch_peft.course.manifest import Assignment, load
 from minitorch_peft.course.process import Limits
 from minitorch_peft.course.teacher import grade
-from minitorch_peft.course.teacher.results import Result, remarks
+from minitorch_peft.course.teacher.results import Result, remarks, told
 
 REGIONS = Path(__file__).parent / "hostile" / "regions.toml"
 LIMITS = Limits(call_seconds=4.0, total_seconds=12.0, cpu_seconds=12, memory=1 << 30)
 TASK, OTHER = "1.3", "1.6"
+SECRET = "np.add.at"  # of the library's solution of the other task
 SHOWN = 160  # characters of what is told
 NESTED = "".join(f"{' ' * i}try:\n{' ' * i} pass\n{' ' * i}finally:\n" for i in range(19)) + " " * 19 + "x = 1"
 
@@ -53,14 +54,16 @@ class Judged:
 
     @property
     def said(self) -> str:
-        failures = [t.failure for t in self.result.tasks if t.task == TASK and t.failure is not None]
-        told = [f"{f.message} (likely cause: {f.because})" if f.because else f.message for f in failures]
-        return " | ".join([*remarks(self.result), *told])
+        """What the student reads."""
+        failed = [told(t) for t in self.result.tasks if t.task == TASK and t.status != "passed"]
+        causes = [f"{t.message} (likely cause: {t.because})" if t.because else t.message for t in failed]
+        return " | ".join([*remarks(self.result), *causes])
 
     @property
     def good(self) -> bool:
         right = {TASK: 10 * self.case.earns, OTHER: 8 * self.case.keeps_other}
-        return self.points == right and re.search(self.case.says, self.said, re.DOTALL) is not None
+        says = re.search(self.case.says, self.said, re.DOTALL) is not None
+        return self.points == right and says and SECRET not in self.said
 
 
 class Suite:
@@ -197,10 +200,10 @@ def small_assignment() -> Assignment:
     return replace(a1, tasks=(a1.task(TASK), a1.task(OTHER)))
 
 
-def judged(folder: Path, jobs: int) -> Iterator[Judged]:
-    """Grade every case, as ``course grade`` does, but with small limits."""
+def judged(folder: Path, jobs: int, only: str = "") -> Iterator[Judged]:
+    """Grade every case (whose name has ``only`` in it), as ``course grade`` does, but with small limits."""
     cases = {}
-    for number, case in enumerate(Suite(folder / "out").cases()):
+    for number, case in enumerate(c for c in Suite(folder / "out").cases() if only in c.name):
         path = case.make(folder / f"{number:02}")
         cases[path.stem] = (case, path)
     submissions = grade.submissions_at([path for _, path in cases.values()])
@@ -214,11 +217,11 @@ def row(one: Judged) -> str:
     return f"{'ok ' if one.good else 'BAD'} {one.case.name:52} {first:>3} {other:>3}  {said[:SHOWN]}"
 
 
-def main() -> int:
+def main(only: str = "") -> int:
     print(f"    {'submission':52} {TASK} {OTHER}  what is told")
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         found = []
-        for one in judged(Path(folder), jobs=3):
+        for one in judged(Path(folder), 3, only):
             found.append(one)
             print(row(one), flush=True)
     bad = [one.case.name for one in found if not one.good]
@@ -227,4 +230,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

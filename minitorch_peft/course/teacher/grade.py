@@ -24,7 +24,7 @@ from minitorch_peft.course.library import Library, sources
 from minitorch_peft.course.manifest import Assignment, Task, available, load
 from minitorch_peft.course.marks import task_of
 from minitorch_peft.course.process import START_SECONDS, Limits
-from minitorch_peft.course.runner import TaskResult, failed, judge
+from minitorch_peft.course.runner import NOT_DONE, TaskResult, failed, judge
 from minitorch_peft.course.teacher.results import Result
 from minitorch_peft.course.teacher.submission import Submission, read
 from minitorch_peft.formats.files import FileFormatError
@@ -208,16 +208,29 @@ def grade_one(job: Job) -> None:
 
 
 def judged(job: Job) -> list[TaskResult]:
-    assignment = job.assignment
-    variants = (checks.PUBLIC, checks.hidden(job.seed))
-    with Library(assignment.leave_out) as library:
+    with Library(job.assignment.leave_out) as library:
         found = []
-        for task in assignment.tasks:
+        for task in job.assignment.tasks:
             ids = library.regions_of(task.id)
-            refused = refusal(job.submission, task, ids)
-            mine = {id: job.submission.regions[id] for id in ids if id in job.submission.regions}
-            found.append(refused or judge(library, assignment, task, mine, variants, job.layers, job.limits))
+            found.append(refusal(job.submission, task, ids) or judged_task(job, library, task, ids))
     return found
+
+
+def judged_task(job: Job, library: Library, task: Task, ids: Sequence[str]) -> TaskResult:
+    """All other tasks count as solved. First they are open all the same, so that no message can give them away; only
+    where one is called are they closed, and then the message is not for the student."""
+    variants = (checks.PUBLIC, checks.hidden(job.seed))
+
+    def judged_with(solutions: dict[str, str]) -> TaskResult:
+        return judge(library, job.assignment, task, solutions, variants, job.layers, job.limits)
+
+    mine = {id: job.submission.regions[id] for id in ids if id in job.submission.regions}
+    others = {id: t.hole() for t in job.assignment.tasks if t.id != task.id for id in library.regions_of(t.id)}
+    result = judged_with({**others, **mine})
+    if any(o.because == NOT_DONE and not o.message.startswith(f"Task {task.id}:") for o in result.outcomes):
+        result = judged_with(mine)
+        return replace(result, outcomes=[replace(o, concealed=True) for o in result.outcomes])
+    return result
 
 
 def refusal(submission: Submission, task: Task, ids: Sequence[str]) -> TaskResult | None:

@@ -15,6 +15,7 @@ from minitorch_peft.formats.files import FileFormatError, atomic_write, read_jso
 
 FORMAT = 1  # of stored results
 SHOWN = 600  # characters of a message, and of what was printed
+CONCEALED = "not shown, as it could give another task's solution away: `minitorch-peft course check` shows it for yours"
 MARKS = {"passed": "✓", "failed": "✗", "not done": "○"}
 
 
@@ -103,14 +104,11 @@ def told(result: TaskResult) -> Told:
 
 def told_of(failure: Outcome, printed: str) -> dict[str, str]:
     hidden = failure.variant == "hidden"
-    which = f"{failure.title} (a hidden example)" if hidden else failure.title
-    return {
-        "failed": which,
-        "message": cut(failure.message),
-        "because": failure.because or "",
-        "example": "" if hidden else cut(failure.example),
-        "printed": "" if hidden else cut(printed),
-    }
+    shown = {"failed": f"{failure.title} (a hidden example)" if hidden else failure.title,
+             "message": cut(failure.message), "because": failure.because or ""}  # fmt: skip
+    if failure.concealed:
+        return {**shown, "message": CONCEALED}
+    return shown if hidden else {**shown, "example": cut(failure.example), "printed": cut(printed)}
 
 
 def cut(text: str) -> str:
@@ -188,7 +186,7 @@ SCHEMA: dict[str, Any] = {
 
 
 def gradescope(result: Result) -> dict[str, Any]:
-    """Gradescope's results.json: one test a task; what the hidden checks tried is for the teacher's eyes.
+    """Gradescope's results.json: one test a task; what students are not shown is for the teacher's eyes.
 
     Raises jsonschema.ValidationError for what Gradescope would not take (which would be a bug).
     """
@@ -221,10 +219,10 @@ def tests_of(result: TaskResult) -> list[dict[str, Any]]:
         "visibility": "visible",
     }
     failure = result.failure
-    if failure is None or failure.variant != "hidden":
+    if failure is None or not (failure.variant == "hidden" or failure.concealed):
         return [test]
     details = f"{failure.title}\nfor {failure.example}\n{failure.message}\nit printed: {result.printed}"
-    return [test, {"name": f"{result.task}, for the teacher: the hidden example", "score": 0, "max_score": 0,
+    return [test, {"name": f"{result.task}, for the teacher: what is not shown", "score": 0, "max_score": 0,
                    "status": "failed", "output": details, "visibility": "hidden"}]  # fmt: skip
 
 
