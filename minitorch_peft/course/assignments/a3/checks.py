@@ -522,6 +522,20 @@ def scaling_patterns(code: Code, config: dict[str, Any], path: str) -> None:
     close(s, expected_scaling(config, path), f"the scaling of {path} for {config}", rtol=1e-12, because=because)
 
 
+@check("3.6", "where several patterns fit, the first counts")
+def scaling_first_pattern(code: Code) -> None:
+    fitting = [r"blocks\.1\..*", "q_proj", "1.attn.q_proj"]
+    for keys in (fitting, fitting[::-1], ["k_proj", *fitting[1:]]):
+        for use_rslora in (False, True):
+            ranks, alphas = dict(zip(keys, (4, 16, 25), strict=True)), dict(zip(keys, (3, 5, 7), strict=True))
+            config = {"r": 9, "use_rslora": use_rslora, "rank_pattern": ranks, "alpha_pattern": alphas}
+            s = a_number(code("probes:scaling", config, PATHS[1]))
+            expected = expected_scaling({**config, "lora_alpha": 8}, PATHS[1])
+            close(
+                s, expected, f"the scaling of {PATHS[1]} for {config}", rtol=1e-12, because="which pattern comes first?"
+            )
+
+
 def a_number(value: Any) -> float:
     require(isinstance(value, int | float | np.number) and not isinstance(value, bool), f"the scaling is {value!r}")
     return float(value)
