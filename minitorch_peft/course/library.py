@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import compileall
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -89,7 +88,7 @@ class Library:
         changed = {self.regions[region][0] for region in new}
         texts = {name: marks.replace(self.text(name), new) for name in sorted(changed)}
         self.made += 1
-        root = Path(self.folder.name) / f"copy-{os.getpid()}-{self.made}"
+        root = Path(self.folder.name) / f"copy-{self.made}"
         shutil.copytree(self.root, root)
         for name, text in texts.items():
             path = self.path(name, root)

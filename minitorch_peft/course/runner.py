@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -140,7 +141,13 @@ def run_task(
     if any(not o.passed and o.because == NOT_DONE for o in outcomes):
         status = "not done"
     seconds = round(time.monotonic() - started, 2)
-    return TaskResult(task.id, task.title, task.points, status, outcomes, process.printed, seconds)
+    outcomes = [replace(o, message=without(root, o.message)) for o in outcomes]
+    return TaskResult(task.id, task.title, task.points, status, outcomes, without(root, process.printed), seconds)
+
+
+def without(root: Path, text: str) -> str:
+    """``text`` without the folder that the library happened to be copied to."""
+    return text.replace(f"{root}{os.sep}", "")
 
 
 NOT_DONE = "still to be written"

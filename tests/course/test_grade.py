@@ -237,7 +237,7 @@ def test_wrong_use_of_the_command_is_told(tmp_path, arguments, code, message):
 def test_a_killed_grader_leaves_nothing_behind_and_goes_on(tmp_path, hand_in):
     paths = [hand_in("a"), hand_in("b", t1_3a="import time; time.sleep(1e9)"), hand_in("c")]
     out = tmp_path / "out"
-    command = [sys.executable, "-P", "-m", "minitorch_peft", "course", "grade", *map(str, paths), "--out", str(out)]
+    command = [sys.executable, "-P", "-m", "minitorch_peft.cli", "course", "grade", *map(str, paths), "--out", str(out)]
     grader = subprocess.Popen([*command, "--jobs", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert wait_for(lambda: (out / "results" / "a.json").is_file() and students_of(out))
     grader.send_signal(signal.SIGKILL)
