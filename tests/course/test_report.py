@@ -136,6 +136,13 @@ def test_copies_with_other_names_are_found_and_forced_solutions_are_not():
         assert "range(len(" in "".join(piece for piece, shared in text if shared)
 
 
+def test_known_text_does_not_count_however_often_it_occurs():
+    known = UNUSUAL.format(i="i", x="x", key="key")
+    hashes = similarity.fingerprint(known).hashes
+    assert similarity.fingerprint(known, hashes).token_coverage == 0
+    assert similarity.fingerprint(f"{known}\n{known}", hashes).token_coverage < 3 * similarity.NOISE
+
+
 def test_one_submission_resembles_nobody():
     assert similarity.similar(A1, [result("a")]) == []
 

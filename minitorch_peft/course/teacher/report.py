@@ -14,6 +14,7 @@ from minitorch_peft.course.manifest import Assignment, Task, load
 from minitorch_peft.course.marks import task_of
 from minitorch_peft.course.teacher.results import MARKS, Result, class_csv, remarks, told, write_text
 from minitorch_peft.course.teacher.similarity import Pair, similar
+from minitorch_peft.course.teacher.submission import is_hole
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAUSES = 3  # that are shown of a task
@@ -47,7 +48,7 @@ def student_page(assignment: Assignment, result: Result) -> str:
     """One student's page: what was checked, what failed and the likely cause; of hidden examples not the input."""
     sources: dict[str, list[tuple[str, str]]] = {task.id: [] for task in assignment.tasks}
     for id, source in sorted(result.regions.items()):
-        if task_of(id) in sources:
+        if task_of(id) in sources and not is_hole(source):
             sources[task_of(id)].append((id, source))
     tasks = [told(task) for task in result.tasks]
     return render(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -41,7 +41,7 @@ def similar(assignment: Assignment, results: Sequence[Result]) -> list[Pair]:
     """The pairs that resemble each other most, the closest first. Needs ``copydetect``."""
     if len(results) < 2:
         return []
-    known = np.unique(np.concatenate([[], *(list(fingerprint(t).hashes) for t in known_solutions(assignment))]))
+    known = {h for text in known_solutions(assignment) for h in fingerprint(text).hashes}
     prints = {}
     for result in results:
         mine = fingerprint(joined(result.regions), known)
@@ -62,11 +62,19 @@ def compared(one: str, two: str, prints: Mapping) -> Pair | None:
     return Pair((one, two), (float(shares[0]), float(shares[1])), texts)
 
 
-def fingerprint(text: str, known=()):  # type: ignore[no-untyped-def]
-    """copydetect's CodeFingerprint of a source; ``known``: hashes of what does not count."""
-    from copydetect import CodeFingerprint
+def fingerprint(text: str, known: Set[int] = frozenset()):  # type: ignore[no-untyped-def]
+    """copydetect's CodeFingerprint of a source, without the hashes ``known``.
 
-    return CodeFingerprint("solution.py", NOISE, 1, boilerplate=known, fp=io.StringIO(text))
+    They are taken out here: copydetect's own ``boilerplate`` leaves some of those in that occur twice in a source.
+    """
+    from copydetect import CodeFingerprint
+    from copydetect.utils import get_token_coverage
+
+    found = CodeFingerprint("solution.py", NOISE, 1, fp=io.StringIO(text))
+    found.hashes = found.hashes - known
+    found.hash_idx = {h: places for h, places in found.hash_idx.items() if h in found.hashes}
+    found.token_coverage = get_token_coverage(found.hash_idx, NOISE, len(found.filtered_code))
+    return found
 
 
 def joined(regions: Mapping[str, str]) -> str:
