@@ -142,10 +142,11 @@ def test_a_folder_holds_one_assignment(tmp_path, hand_in):
 # -- scores -----------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_a_class_is_graded_task_by_task(tmp_path, hand_in):
-    paths = [hand_in("anna"), hand_in("ben", t1_3a=WRONG), hand_in("carla", t1_6=None)]
+    paths = [hand_in("anna"), hand_in("ben", t1_3a=WRONG), hand_in("carla", t1_6=None, t1_66="return 1")]
     first = graded(paths, tmp_path / "out")
     assert {name: r.score for name, r in first.items()} == {"anna": 18, "ben": 8, "carla": 10}
     assert scores(first)["carla"] == ["passed", "not done"]
+    assert first["carla"].notes == ["no task has the marks 1.66: were they changed?"]
     assert not (tmp_path / "out" / ".scratch").exists()
     again = graded(paths, tmp_path / "out")  # from the files
     assert again == first
