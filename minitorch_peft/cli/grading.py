@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @course.command()
 def grade(
     submissions: Annotated[list[Path], typer.Argument(help="Folders, zips or .py files, one a student.")],
-    out: Annotated[Path, typer.Option(help="Folder for results and reports. What is in it is not graded again.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for results and reports. What is in it is not graded again.")
+    ] = Path("graded"),
     assignment: Annotated[
         str | None, typer.Option(help="Such as a1. Default: the one that the submissions' marks belong to.")
     ] = None,
@@ -42,7 +44,7 @@ def grade(
 
     Examples:
 
-        minitorch-peft course grade submissions/* --out graded
+        minitorch-peft course grade submissions/*
         minitorch-peft course grade submissions/*.zip --out graded --assignment a1 --seed 20261122 --jobs 4
     """
     require_all()
