@@ -39,7 +39,7 @@ def grade(
 ) -> None:
     """Grade submissions, task by task: what a student wrote between the marks, in the library that is otherwise right.
 
-    OUT gets index.html (the class), students/NAME.html, scores.csv and results/NAME.json. A run that was stopped goes
+    OUT gets index.html (the class), students/NAME.html, class.csv and results/NAME.json. A run that was stopped goes
     on where it was. Exit code 3 if a submission is missing, 1 if one could not be graded.
 
     Examples:
@@ -77,7 +77,7 @@ def report_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of `course grade`.")],
     json: JsonFlag = False,
 ) -> None:
-    """Write the reports of graded submissions again: index.html, students/NAME.html and scores.csv.
+    """Write the reports of graded submissions again: index.html, students/NAME.html and class.csv.
 
     Example:
 
@@ -134,7 +134,7 @@ def show_class(screen: Screen, assignment: Assignment, results: list[Result], ou
     scores = [r.score for r in results if not r.error]
     if scores:
         screen.say(f"{len(scores)} graded, {sum(scores) / len(scores):.1f} of {assignment.points} points on average")
-    screen.say(f"the class: {out / 'index.html'}, {out / 'scores.csv'} · each student: {out / 'students'}")
+    screen.say(f"the class: {out / 'index.html'}, {out / 'class.csv'} · each student: {out / 'students'}")
     screen.result({"assignment": assignment.id, "submissions": [row(r) for r in results]})
 
 

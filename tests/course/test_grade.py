@@ -208,7 +208,7 @@ def test_the_command_grades_reports_and_tells_gradescope(tmp_path, hand_in, monk
     assert done.exit_code == 0, done.output
     table = json.loads((tmp_path / "g" / "results.json").read_text())
     assert table["score"] == 8 and len([t for t in table["tests"] if t["visibility"] == "visible"]) == len(A1.tasks)
-    assert {p.name for p in out.iterdir()} == {".lock", "index.html", "results", "scores.csv", "students"}
+    assert {p.name for p in out.iterdir()} == {".lock", "index.html", "results", "class.csv", "students"}
     assert "1 graded, 8.0 of 100 points" in done.output
     (out / "index.html").unlink()
     again = CliRunner().invoke(app, ["course", "report", str(out), "--json"])

@@ -105,7 +105,7 @@ def test_the_pages_are_written_and_linked(tmp_path, monkeypatch):
     for name in ("Anna Ünal #1", "ben"):
         result(name).save(tmp_path / "results" / f"{name}.json")
     assert [r.name for r in report.write(tmp_path)] == ["Anna Ünal #1", "ben"]
-    assert (tmp_path / "scores.csv").read_text().count("\n") == 3
+    assert (tmp_path / "class.csv").read_text().count("\n") == 3
     page = (tmp_path / "index.html").read_text()
     assert re.findall(r'href="(.*?)"', page) == ["students/Anna%20%C3%9Cnal%20%231.html", "students/ben.html"]
     assert (tmp_path / "students" / "Anna Ünal #1.html").is_file()

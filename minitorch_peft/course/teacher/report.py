@@ -26,7 +26,7 @@ class ReportError(ValueError):
 
 
 def write(out: Path) -> list[Result]:
-    """All reports of the results in ``out``: index.html, scores.csv and students/NAME.html; gives the results.
+    """All reports of the results in ``out``: index.html, class.csv and students/NAME.html; gives the results.
 
     Raises ReportError where there are none or of several assignments, FileFormatError for a damaged one.
     """
@@ -40,7 +40,7 @@ def write(out: Path) -> list[Result]:
     for result in results:
         write_text(out / "students" / f"{result.name}.html", student_page(assignment, result))
     write_text(out / "index.html", class_page(assignment, results, similar(assignment, results)))
-    write_text(out / "scores.csv", class_csv(assignment, results))
+    write_text(out / "class.csv", class_csv(assignment, results))
     return results
 
 
