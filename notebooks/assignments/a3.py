@@ -330,8 +330,9 @@ for family, rows in points.items():
     counts, gains, forgotten = zip(*rows, strict=True)
     (line,) = left.semilogx(counts, gains, "o-", label=family)
     right.plot(forgotten, gains, "o-", color=line.get_color())
+    below = 4 if family == "head" else -11
     for (count, gained, _), choice in zip(rows, runs[family], strict=True):
-        left.annotate(f"r={choice['r']}", (count, gained), textcoords="offset points", xytext=(4, -11), fontsize=8)
+        left.annotate(f"r={choice['r']}", (count, gained), textcoords="offset points", xytext=(4, below), fontsize=8)
 left.semilogx(full[0], full[1], "k*", markersize=11, label="all parameters")
 right.plot(full[2], full[1], "k*", markersize=11)
 left.axvline(adaptation.BUDGET, color="grey", linestyle=":", label="the budget of 3.7")
