@@ -63,18 +63,8 @@ class Process:
             "memory": limits.memory,
             "readable": [*sandbox.readable_paths(str(library), hidden or []), self.folder.name],
         }
-        command = [
-            sys.executable,
-            "-I",
-            "-B",
-            "-u",
-            "-X",
-            "utf8",
-            str(BOOT),
-            json.dumps(settings),
-            str(library),
-            probes,
-        ]
+        command = [sys.executable, "-I", "-B", "-u", "-X", "utf8", str(BOOT)]
+        command += [json.dumps(settings), str(library), probes]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             cwd=self.folder.name, env=environment(), start_new_session=True,
@@ -87,7 +77,7 @@ class Process:
         for thread in (*self.readers, threading.Thread(target=self._watch, daemon=True)):
             thread.start()
         self._await_start()
-        self.deadline = time.monotonic() + limits.total_seconds
+        self.until = self.deadline = time.monotonic() + limits.total_seconds
 
     def _await_start(self) -> None:
         try:
@@ -125,9 +115,13 @@ class Process:
         if size_of(arguments) > LARGEST_CALLBACK:
             self.close()
             raise Stopped("the process called a function that it was given with far too large an array")
-        self._send(functions[number](*arguments), [])
+        try:
+            reply = {"value": functions[number](*arguments)}
+        except Exception as error:  # of its arguments: the solution hears of it
+            reply = {"raised": f"{type(error).__name__}: {error}"[:LONGEST]}
+        self._send(reply)
 
-    def _send(self, value: Any, functions: list[Callable]) -> None:
+    def _send(self, value: Any, functions: list[Callable] | None = None) -> None:
         assert self.process.stdin is not None
         try:
             wire.send(self.process.stdin, value, functions)

@@ -24,7 +24,10 @@ def serve(probes: str) -> None:
 
     def callback(number: int, arguments: list[Any]) -> Any:
         wire.send(answers, {"callback": number, "arguments": arguments})
-        return wire.receive(requests)
+        reply = wire.receive(requests)
+        if "raised" in reply:
+            raise RuntimeError(f"the function that it was given raised {reply['raised']}")
+        return reply["value"]
 
     wire.send(answers, READY)
     while True:

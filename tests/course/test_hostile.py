@@ -92,6 +92,13 @@ def test_calls_back_take_small_arguments_only(started):
         process.call(BACKWARD, [None, lambda x: x], {})
 
 
+def test_a_call_back_that_raises_is_the_solutions_to_hear(started):
+    process = started("return [g(2.0), g(0.0)]")
+    outcome = process.call(BACKWARD, [None, lambda x: 1 / x], {})
+    assert outcome["error"] == "RuntimeError" and "raised ZeroDivisionError: float division" in outcome["message"]
+    assert process.call(BACKWARD, [None, lambda x: x + 1], {})["value"] == [3.0, 1.0]  # nothing is left in the pipes
+
+
 @pytest.mark.slow
 def test_a_process_that_does_not_read_holds_nobody_up(started):
     forged = (
