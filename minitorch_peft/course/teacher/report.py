@@ -91,7 +91,7 @@ def task_row(task: Task, results: Sequence[Result]) -> TaskRow:
 
 
 def first_line(message: str) -> str:
-    line = message.strip().partition("\n")[0]
+    line = message.strip().partition("\n")[0].partition(" (line ")[0]
     return line if len(line) <= 100 else f"{line[:100]} ..."
 
 
