@@ -11,7 +11,7 @@ from minitorch_peft.course.manifest import load
 from minitorch_peft.course.runner import run_check
 
 
-def tests_of(assignment: str, variants: Sequence[Variant] = (PUBLIC,)) -> Callable[..., None]:
+def as_tests(assignment: str, variants: Sequence[Variant] = (PUBLIC,)) -> Callable[..., None]:
     """A test function over every check of an assignment, on the package that is imported here."""
     manifest = load(assignment)
     points = {task.id: task.points for task in manifest.tasks}

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from minitorch_peft.course import marks, plain
-from minitorch_peft.course.checks import PUBLIC, checks_of, hidden
+from minitorch_peft.course.checks import checks_of, hidden, in_this_process
 from minitorch_peft.course.library import solutions, sources
 from minitorch_peft.course.manifest import ManifestError, available, load
+from minitorch_peft.course.runner import run_check
 from minitorch_peft.course.teacher.proof import proofs_of
 
 ROOT = Path(__file__).parents[2]
@@ -106,8 +107,13 @@ def test_an_unknown_assignment_or_task_is_named():
         load("a1").task("1.99")
 
 
-# what a student runs with plain pytest, and the hidden variants of the same
-VARIANTS = (PUBLIC, hidden(1))
-test_a1 = plain.tests_of("a1", VARIANTS)
-test_a2 = plain.tests_of("a2", VARIANTS)
-test_a3 = plain.tests_of("a3", VARIANTS)
+# what a student runs with plain pytest
+test_a1, test_a2, test_a3 = map(plain.as_tests, ("a1", "a2", "a3"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 20261122])
+def test_the_hidden_variants_accept_the_library(assignment, seed):
+    for check in checks_of(assignment):
+        outcome = run_check(check, in_this_process(assignment), hidden(seed))
+        assert outcome.passed, (check.title, outcome.message, outcome.example)
