@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import multiprocessing as mp
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -221,7 +222,7 @@ def judged(job: Job) -> list[TaskResult]:
 
 def judged_task(job: Job, library: Library, task: Task, ids: Sequence[str]) -> TaskResult:
     """All other tasks count as solved. First they are open all the same, so that no message can give them away; only
-    where one is called are they closed, and then the message is not for the student."""
+    where the solution reaches one (or may have, and caught what it raises) are they closed."""
     variants = (checks.PUBLIC, checks.hidden(job.seed))
 
     def judged_with(solutions: dict[str, str]) -> TaskResult:
@@ -230,9 +231,12 @@ def judged_task(job: Job, library: Library, task: Task, ids: Sequence[str]) -> T
     mine = {id: job.submission.regions[id] for id in ids if id in job.submission.regions}
     others = {id: t.hole() for t in job.assignment.tasks if t.id != task.id for id in library.regions_of(t.id)}
     result = judged_with({**others, **mine})
-    if any(o.because == NOT_DONE and not o.message.startswith(f"Task {task.id}:") for o in result.outcomes):
-        result = judged_with(mine)
-        return replace(result, outcomes=[replace(o, concealed=True) for o in result.outcomes])
+    reached = any(o.because == NOT_DONE and not o.message.startswith(f"Task {task.id}:") for o in result.outcomes)
+    catches = result.status == "failed" and any(re.search(r"\b(except|suppress)\b", s) for s in mine.values())
+    if reached or catches:
+        closed = judged_with(mine)
+        if reached or closed.status == "passed":  # else the first message stands, which is safe to show
+            return replace(closed, outcomes=[replace(o, concealed=True) for o in closed.outcomes])
     return result
 
 
