@@ -88,6 +88,24 @@ def test_missing_submissions_and_equal_names_are_refused(tmp_path, hand_in):
         grading.submissions_at([first, tmp_path / "anna"])
 
 
+def test_what_the_system_refuses_of_one_costs_that_one_only(tmp_path, hand_in, monkeypatch):
+    paths = [hand_in(name) for name in ("anna", "ben")]
+    submissions = grading.submissions_at(paths)
+    submissions[0] = replace(submissions[0], error="it cannot be read (Permission denied)")
+    (tmp_path / "out" / "results" / "ben.json" / "folder").mkdir(parents=True)
+    found = list(grading.grade(submissions, SMALL, tmp_path / "out", 1, weak=not WHOLE))
+    assert [r.name for r in found] == ["anna", "ben"]
+    assert found[0].error == "it cannot be read (Permission denied)"
+    assert found[1].error.startswith("its result cannot be stored (")
+
+
+@pytest.mark.slow
+def test_a_very_long_name_is_graded_like_any_other(tmp_path, hand_in):
+    long = hand_in("anna").rename(tmp_path / f"{'a' * 252}.py")
+    results = graded([long, hand_in("ben")], tmp_path / "out")
+    assert [(len(name), r.score, r.error) for name, r in results.items()] == [(109, 18, ""), (3, 18, "")]
+
+
 def test_the_assignment_is_the_one_of_the_marks(tmp_path, hand_in):
     path = hand_in("anna")
     assert grading.assignment_of([read(path)]) == A1

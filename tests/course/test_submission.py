@@ -68,6 +68,22 @@ def test_a_single_file_is_read(tmp_path):
     assert name_of(tmp_path / "e.f") == "e.f"
 
 
+def test_long_names_are_cut_and_differ_all_the_same(tmp_path):
+    names = [name_of(tmp_path / f"{'é' * 120}{end}.zip") for end in "ab"]
+    assert names[0] != names[1] and all(n.startswith("é" * 50 + "-") and len(n.encode()) == 109 for n in names)
+    assert name_of(tmp_path / f"{'a' * 100}.py") == "a" * 100
+
+
+def test_what_the_system_cannot_read_is_an_error_and_no_empty_submission(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "a.py").write_text(region("1.1"))
+    monkeypatch.setattr(submission, "contents", refused)
+    assert read(tmp_path / "a.py").error == "it cannot be read (Permission denied)"
+    assert read(tmp_path).notes == ["a.py cannot be read (Permission denied)"]  # one of several
+
+
 @pytest.mark.parametrize("data", [region("1.2").encode("utf-8-sig"), region("1.2").replace("\n", "\r\n").encode()])
 def test_marks_of_order_and_line_ends_do_not_matter(tmp_path, data):
     (tmp_path / "a.py").write_bytes(data)

@@ -124,11 +124,19 @@ def grade(
                 one = replace(one, notes=[*one.notes, f"no task has the marks {listed}: were they changed?"])
             fingerprint = hashlib.sha256(f"{inputs} {one.digest} {one.name}".encode()).hexdigest()
             target = results / f"{one.name}.json"
-            if (stored := stored_result(target, fingerprint)) is not None:
+            job = Job(one, assignment, seed, fingerprint, layers, limits, str(scratch), str(target))
+            try:
+                stored = stored_result(target, fingerprint)
+                if stored is None:
+                    target.unlink(missing_ok=True)
+            except OSError as error:
+                yield given_up(job, f"its result cannot be stored ({error.strerror or error})")
+                continue
+            if stored is not None:
                 yield stored
+            elif one.error:
+                yield given_up(job, one.error)
             else:
-                target.unlink(missing_ok=True)
-                job = Job(one, assignment, seed, fingerprint, layers, limits, str(scratch), str(target))
                 todo.append(job)
         yield from run_jobs(todo, jobs, len(assignment.tasks))
 
@@ -188,12 +196,18 @@ def ended(process: Any, job: Job, late: bool) -> Result:
     process.join()
     if (result := stored_result(Path(job.target), job.fingerprint)) is not None:
         return result
-    with contextlib.suppress(FileFormatError):
+    with contextlib.suppress(FileFormatError, OSError):
         return Result.load(Path(job.target))  # it says what went wrong
     code = process.exitcode
     how = "did not end in time" if late else f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    result = job.result(error=f"its grading process {how}")
-    result.save(Path(job.target))
+    return given_up(job, f"its grading process {how}")
+
+
+def given_up(job: Job, why: str) -> Result:
+    """The result of a submission that could not be graded, stored if that can be done."""
+    result = job.result(error=why)
+    with contextlib.suppress(OSError):
+        result.save(Path(job.target))
     return result
 
 

@@ -29,6 +29,7 @@ LARGEST_ZIP = 200 << 20
 LARGEST_TOTAL = 50 << 20  # bytes of all sources
 LARGEST_RATIO = 200  # of an entry's size to its size in the zip, from SMALL on
 SMALL = 1 << 16
+LONGEST_NAME = 100  # bytes of a submission's name, which names files
 MOST_NOTES = 20
 SKIPPED = {"__MACOSX", "__pycache__", "venv", "env", "node_modules", "site-packages", "build", "dist"}
 HOLE = re.compile(r'raise NotImplementedError\("Task [^\n]*\)')
@@ -36,12 +37,16 @@ HOLE = re.compile(r'raise NotImplementedError\("Task [^\n]*\)')
 
 @dataclass(frozen=True)
 class Submission:
-    """``regions``: id -> source. ``spoiled``: region id -> why it cannot count. ``notes``: what else was noticed."""
+    """``regions``: id -> source. ``spoiled``: region id -> why it cannot count. ``notes``: what else was noticed.
+
+    ``error``: why the system could not read it, in which case nothing is known of what is in it.
+    """
 
     name: str
     regions: dict[str, str]
     spoiled: dict[str, str]
     notes: list[str]
+    error: str = ""
 
     @property
     def digest(self) -> str:
@@ -63,6 +68,8 @@ def read(path: Path) -> Submission:
         reading.take(path)
     except UnreadableError as problem:
         reading.note(str(problem))
+    except OSError as error:
+        return Submission(name_of(path), {}, {}, [], f"it cannot be read ({error.strerror or error})")
     if not reading.found and not reading.notes:
         reading.note("no .py file in it has a mark (# BEGIN SOLUTION): is it the right folder or file?")
     regions, spoiled = reading.settled()
@@ -70,9 +77,12 @@ def read(path: Path) -> Submission:
 
 
 def name_of(path: Path) -> str:
-    """What a submission is called: a folder's name, a file's without its ending."""
+    """What a submission is called: a folder's name, a file's without its ending; of a very long one the beginning."""
     path = path.resolve()
-    return readable(path.name if path.is_dir() else path.stem)
+    name = readable(path.name if path.is_dir() else path.stem)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 class Reading:
