@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from minitorch_peft.course.manifest import Assignment, Task
     from minitorch_peft.course.runner import TaskResult
 
-course = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Assignments: build, check, grade.")
+course = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Assignments: check your solutions; for teachers: build, grade, report, prove.",
+)
 
 MARKS = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "not done": "[dim]○[/dim]"}
 DEFAULT = typer.Option(help="Which assignment. Default: the one that this package holds.")
@@ -42,21 +46,22 @@ def check(
     require("hypothesis")
     from minitorch_peft.course.checks import PUBLIC
     from minitorch_peft.course.library import Library
-    from minitorch_peft.course.outside import changed_files
+    from minitorch_peft.course.marks import task_of
+    from minitorch_peft.course.outside import changed_files, handed_out
     from minitorch_peft.course.runner import judge_own
 
     screen = Screen(json)
     manifest = the_assignment(assignment)
-    chosen = [manifest.task(id) for id in tasks] if tasks else list(manifest.tasks)
+    chosen = [manifest.task(task_of(id)) for id in tasks] if tasks else list(manifest.tasks)
     layers = ("limits",) if find_spec("resource") else ()
     results = []
-    with Library() as library, screen.err.status("") as status:
+    with Library(frames=handed_out()) as library, screen.err.status("") as status:
         for task in chosen:
             status.update(f"{task.id} {task.title}")
             results.append(judge_own(library, manifest, task, PUBLIC, layers))
     show(screen, manifest, chosen, results, hint)
     for name in changed_files():
-        screen.note(f"warning: {name} was changed outside the marks; only what stands between them is graded")
+        screen.note(f"warning: {name} was changed outside the marks: that is neither used here nor graded")
     if any(r.status != "passed" for r in results):
         raise typer.Exit(1)
 
@@ -88,10 +93,8 @@ def show(screen: Screen, assignment: Assignment, tasks: list[Task], results: lis
         table.add_column(name, justify="right" if name == "points" else "left")
     for result in results:
         checked = "still to be written"
-        if result.status != "not done":
-            checked = "\n".join(
-                f"{MARKS['passed' if o.passed else 'failed']} {escaped(o.title)}" for o in result.outcomes
-            )
+        if result.status == "failed" or any(o.passed for o in result.outcomes):
+            checked = "\n".join(f"{MARKS[o.status]} {escaped(o.title)}" for o in result.outcomes)
         points = f"{result.earned}/{result.points}"
         table.add_row(f"{result.task} {escaped(result.title)}", MARKS[result.status], points, checked)
     screen.say(table)
@@ -99,9 +102,10 @@ def show(screen: Screen, assignment: Assignment, tasks: list[Task], results: lis
         if result.status == "failed":
             passed = {r.task for r in results if r.status == "passed"}
             show_failure(screen, result, [id for id in task.needs if id not in passed])
+            if not hint:
+                screen.say(f"[dim]a hint: minitorch-peft course check {task.id} --hint[/dim]")
         if hint and result.status != "passed":
-            for text in task.hints[:hint]:
-                screen.say(f"[bold]Hint for {task.id}:[/bold] {escaped(text)}")
+            show_hints(screen, task, hint)
     earned = sum(r.earned for r in results)
     screen.say(f"{earned} of {sum(r.points for r in results)} points")
     screen.result({"assignment": assignment.id, "score": earned, "tasks": [r.to_dict() for r in results]})
@@ -121,7 +125,13 @@ def show_failure(screen: Screen, result: TaskResult, needs: list[str]) -> None:
         screen.say(f"[dim]it printed: {escaped(result.printed[:500])}[/dim]", soft_wrap=True)
     if needs:
         screen.say(f"[yellow]here it needs {', '.join(needs)} first[/yellow] (the grader has its own)")
-    screen.say(f"[dim]a hint: minitorch-peft course check {result.task} --hint[/dim]")
+
+
+def show_hints(screen: Screen, task: Task, count: int) -> None:
+    for text in task.hints[:count]:
+        screen.say(f"[bold]Hint for {task.id}:[/bold] {escaped(text)}")
+    more = f"one more: minitorch-peft course check {task.id}{' --hint' * (count + 1)}"
+    screen.say(f"[dim]{more if count < len(task.hints) else 'that was the last hint'}[/dim]")
 
 
 def escaped(text: str) -> str:

@@ -53,6 +53,7 @@ def equal(got: Any, expected: Any, what: str, because: str | None = None) -> Non
             raise Mismatch(f"{what} is {told(have, expected)}, to the bit", cause)
         return
     plain = list(expected) if isinstance(expected, tuple) else expected
+    got = got.item() if isinstance(got, np.generic) else got
     if type(got) is not type(plain) or got != plain:
         raise Mismatch(f"{what} is {shown(got)}; expected {shown(plain)}", because)
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import compileall
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import minitorch_peft
 from minitorch_peft import kernels
 from minitorch_peft.course import marks
 
+Place = tuple[str, marks.Region]  # a file, from the repository's root, and lines of it
 PACKAGE = Path(minitorch_peft.__file__).parent
 KERNELS = Path(kernels.__file__).parent
 
 
 def not_needed(folder: str, names: list[str]) -> set[str]:
-    """What a student's process does not need, or must not see: caches, checkpoints, the checks, the teacher's part."""
-    kept_out = {"__pycache__", "teacher"}
-    if Path(folder).parent.name == "assignments":
-        kept_out |= {"checks.py", "manifest.toml"}
-    return {n for n in names if n in kept_out or n.startswith(".") or n.endswith(".safetensors")}
+    """What a student's process does not need, or must not see: caches, checkpoints, checks, the grader's own part."""
+    place = Path(folder)
+    kept = set(names)
+    if place.name == "course":
+        kept = {"__init__.py", "boot.py", "sandbox.py", "wire.py", "worker.py", "assignments"}
+    if place.parent.name == "assignments":
+        kept -= {"checks.py", "manifest.toml"}
+    return {n for n in names if n not in kept or n == "__pycache__" or n.startswith(".") or n.endswith(".safetensors")}
 
 
 def sources() -> dict[str, Path]:
@@ -34,24 +38,34 @@ def sources() -> dict[str, Path]:
     return files | {f"kernels/{p.relative_to(KERNELS).as_posix()}": p for p in sorted(KERNELS.rglob("*.py"))}
 
 
-def solutions(kind: str = "task") -> dict[str, tuple[str, marks.Region]]:
-    """Every marked region of the package: id to its file (from the repository's root) and lines."""
-    found: dict[str, tuple[str, marks.Region]] = {}
+def solutions(kind: str = "task") -> dict[str, Place]:
+    """Every marked region of the package: id to its file (from the repository's root) and lines.
+
+    Raises MarkError, naming the file, where marks do not pair up.
+    """
+    found, broken = survey(kind)
+    if broken:
+        raise marks.MarkError(next(iter(broken.values())))
+    return found
+
+
+def survey(kind: str = "task") -> tuple[dict[str, Place], dict[str, str]]:
+    """The sound regions of the package, and what is wrong with the others, by id."""
+    found: dict[str, Place] = {}
+    broken: dict[str, str] = {}
     for name, path in sources().items():
         text = path.read_text(encoding="utf-8")
         if not holds_solutions(name, text):
             continue
-        try:
-            regions = marks.find(text)
-        except marks.MarkError as error:
-            raise marks.MarkError(f"{name}: {error}") from None
+        regions, wrong = marks.scan(text)
+        broken |= {id: f"{name}: {message}" for id, message in wrong.items()}
         for region in regions.values():
             if region.kind != kind:
                 continue
             if region.id in found:
-                raise marks.MarkError(f"{name}: the solution of {region.id} is in {found[region.id][0]} too")
+                broken[region.id] = f"{name}: the solution of {region.id} is in {found[region.id][0]} too"
             found[region.id] = (name, region)
-    return found
+    return {id: place for id, place in found.items() if id not in broken}, broken
 
 
 def holds_solutions(name: str, text: str) -> bool:
@@ -63,18 +77,25 @@ def holds_solutions(name: str, text: str) -> bool:
 class Library:
     """A copy of the running package, compiled, from which copies with other solutions are made.
 
-    ``without``: files that it lacks (from the repository's root), as they would do a student's work.
+    ``regions``: its solutions, by id; ``broken``: what is wrong with the marks of others.
+
+    ``without``: files that it lacks (from the repository's root), as they would do a student's work. ``frames``: what
+    some files were when they were handed out; of the running package they take the solutions only.
     """
 
-    def __init__(self, without: Iterable[str] = ()) -> None:
+    def __init__(self, without: Iterable[str] = (), frames: Mapping[str, str] | None = None) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="course-library-", ignore_cleanup_errors=True)
         self.root = Path(self.folder.name) / "reference"
         shutil.copytree(PACKAGE, self.root / "minitorch_peft", ignore=not_needed)
         shutil.copytree(KERNELS, self.root / "minitorch_peft" / "kernels", ignore=not_needed, dirs_exist_ok=True)
         for name in without:
             self.path(name).unlink(missing_ok=True)
+        self.regions, self.broken = survey()
+        for name, text in (frames or {}).items():
+            framed = marks.replace(text, {id: self.solution(id) for id in marks.find(text) if id in self.regions})
+            self.path(name).write_text(framed, encoding="utf-8")
+            self.regions |= {id: (name, region) for id, region in marks.find(framed).items()}
         compileall.compile_dir(self.root, quiet=2, stripdir=str(self.root))
-        self.regions = solutions()
         self.made = 0
 
     def spliced(self, new: dict[str, str]) -> Path:

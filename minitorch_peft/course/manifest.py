@@ -16,7 +16,12 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """One task: all or nothing for ``points``. ``where`` names a "file: function" for each of its regions."""
+    """One task: all or nothing for ``points``. ``where`` names a "file: function" for each of its regions.
+
+    ``needs``: tasks that must be solved first in a student's own library. ``closed``: tasks, of any assignment, whose
+    solutions are not there while this one is judged, as they would do its work (the engine, where a gradient is to be
+    derived by hand).
+    """
 
     id: str
     title: str
@@ -26,6 +31,7 @@ class Task:
     read: str
     hints: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
 
     def hole(self) -> str:
         """What a handout has in place of the solution."""

@@ -1,8 +1,7 @@
-"""What a handout remembers of itself: which assignment it is of, and what its files hold outside the marks."""
+"""What a handout remembers of itself: its marked files as they were handed out, with holes."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,27 +11,28 @@ from minitorch_peft.course.library import sources
 RECORD = Path(__file__).parent / "handout.json"
 
 
-def digest(text: str) -> str:
-    """A fingerprint of a source without what stands between its marks."""
-    blank = marks.replace(text, dict.fromkeys(marks.find(text), "pass"))
-    return hashlib.sha256(blank.encode()).hexdigest()
+def handed_out() -> dict[str, str]:
+    """The marked files of this handout as they were, by name; of a clone, none."""
+    if not RECORD.is_file():
+        return {}
+    files: dict[str, str] = json.loads(RECORD.read_text(encoding="utf-8"))["files"]
+    return files
 
 
 def changed_files() -> list[str]:
-    """The files of this handout that differ outside the marks from what was handed out; of a clone, none.
+    """The files that differ outside the marks from what was handed out, in more than white space.
 
-    They are not graded: only what stands between the marks is.
+    What was changed there is not used: only what stands between the marks is checked and graded.
     """
-    if not RECORD.is_file():
-        return []
-    handed_out: dict[str, str] = json.loads(RECORD.read_text(encoding="utf-8"))["files"]
     found = sources()
-    changed = []
-    for name, fingerprint in handed_out.items():
-        try:
-            same = name in found and digest(found[name].read_text(encoding="utf-8")) == fingerprint
-        except marks.MarkError:
-            same = False
-        if not same:
-            changed.append(name)
-    return changed
+    return [
+        name
+        for name, text in handed_out().items()
+        if name not in found or blank(found[name].read_text(encoding="utf-8", errors="replace")) != blank(text)
+    ]
+
+
+def blank(text: str) -> list[str]:
+    """The lines of a source that say something, without what stands between its marks."""
+    regions = marks.scan(text)[0]
+    return [line.rstrip() for line in marks.replace(text, dict.fromkeys(regions, "pass")).split("\n") if line.strip()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
@@ -77,7 +78,7 @@ class Process:
         for thread in (*self.readers, threading.Thread(target=self._watch, daemon=True)):
             thread.start()
         self._await_start()
-        self.until = self.deadline = time.monotonic() + limits.total_seconds
+        self.until, self.left = math.inf, limits.total_seconds  # while nothing is asked of it, no time runs
 
     def _await_start(self) -> None:
         try:
@@ -94,14 +95,16 @@ class Process:
         Raises Stopped where the process ends, stays silent for too long, or says what nobody can read.
         """
         functions: list[Callable] = []
-        self.until = min(time.monotonic() + self.limits.call_seconds, self.deadline)
+        started = time.monotonic()
+        self.deadline = started + self.left
+        self.until = min(started + self.limits.call_seconds, self.deadline)
         self._send({"target": target, "args": args, "kwargs": kwargs}, functions)
         while True:
             message = self._next()
             if isinstance(message, dict) and "callback" in message:
                 self._answer(message, functions)
             elif is_outcome(message):
-                self.until = self.deadline
+                self.until, self.left = math.inf, self.deadline - time.monotonic()
                 return message
             else:
                 self.close()
@@ -115,10 +118,13 @@ class Process:
         if size_of(arguments) > LARGEST_CALLBACK:
             self.close()
             raise Stopped("the process called a function that it was given with far too large an array")
+        started, until, self.until = time.monotonic(), self.until, math.inf
         try:
             reply = {"value": functions[number](*arguments)}
         except Exception as error:  # of its arguments: the solution hears of it
             reply = {"raised": f"{type(error).__name__}: {error}"[:LONGEST]}
+        taken = time.monotonic() - started  # by the grader, not by the solution
+        self.until, self.deadline = until + taken, self.deadline + taken
         self._send(reply)
 
     def _send(self, value: Any, functions: list[Callable] | None = None) -> None:

@@ -6,6 +6,7 @@ import inspect
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +26,14 @@ from minitorch_peft.course.library import KERNELS, PACKAGE, Library
 from minitorch_peft.course.manifest import Assignment, Task
 from minitorch_peft.course.process import Limits, Process, Stopped
 
-STATE = "the same call gave two different answers: does the solution keep state between calls, or draw random numbers?"
+STATE = (
+    "the same call gave two different answers: does the solution keep state between calls, draw random numbers, or "
+    "return memory that it never wrote to?"
+)
+NOT_DONE = "still to be written"
+PYTHON = "it is Python"
+NO_PYTHON = ("SyntaxError", "IndentationError", "TabError")
+AGREED = 0.7  # of the failing examples must point to the same cause, for it to be told
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,11 @@ class Outcome:
     because: str | None = None
     example: str = ""
     concealed: bool = False
+
+    @property
+    def status(self) -> str:
+        """ "passed", "failed" or "not done"."""
+        return "passed" if self.passed else "not done" if self.because == NOT_DONE else "failed"
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,9 @@ class TaskResult:
 
     @property
     def failure(self) -> Outcome | None:
-        """The first check that failed; a public one before a hidden one."""
-        return next((o for o in self.outcomes if not o.passed), None)
+        """The first check that failed; a public one before a hidden one, what is wrong before what is not done."""
+        wrong = [o for o in self.outcomes if not o.passed]
+        return next((o for o in wrong if o.because != NOT_DONE), wrong[0] if wrong else None)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,10 +105,13 @@ def judge(
 ) -> TaskResult:
     """Splice ``solutions`` (region id to source) into the library and run the checks of one task.
 
-    A region of the task without a solution is a hole; what is not named stays as the library has it.
+    A region of the task without a solution is a hole; what is not named stays as the library has it, but for what is
+    closed to the task. Raises MarkError where the library's own marks are damaged.
     """
+    if library.broken:
+        raise marks.MarkError(next(iter(library.broken.values())))
     holes = {region: task.hole() for region in library.regions_of(task.id)}
-    root = library.spliced({**holes, **solutions})
+    root = library.spliced({**holes, **solutions, **closed_to(library, task)})
     try:
         hidden = [str(PACKAGE), str(KERNELS), str(library.root)]
         return run_task(assignment, task, root, variants, layers, hidden, limits, first_only)
@@ -109,14 +126,22 @@ def judge_own(
 
     Where a file does not compile, the solutions of other tasks are cut out of it: their mistakes are not this task's.
     """
+    if damaged := [message for id, message in library.broken.items() if marks.task_of(id) == task.id]:
+        return failed(task, damaged[0], "each mark must stay as it was, alone on its line")
     broken = library.broken_files()
     holes = {
         region: assignment.task(place.task).hole()
         for region, (name, place) in library.regions.items()
         if name in broken and place.task != task.id
     }
-    root = library.spliced(holes) if holes else library.root
+    root = library.spliced({**holes, **closed_to(library, task)})
     return run_task(assignment, task, root, [variant], layers)
+
+
+def closed_to(library: Library, task: Task) -> dict[str, str]:
+    """What stands in the place of solutions that would do the task's work."""
+    closed = [id for id, (_, region) in library.regions.items() if region.task in task.closed]
+    return dict.fromkeys(closed, f'raise RuntimeError("not available in task {task.id}: find it by hand")')
 
 
 def run_task(
@@ -134,11 +159,13 @@ def run_task(
     ``first_only``: stop at the first check that fails.
     """
     started = time.monotonic()
+    if not (checks := checks_of(assignment, task.id)):
+        raise ValueError(f"task {task.id} of {assignment.id} has no checks")
     with Process(root, assignment.probes_module, limits, layers, hidden) as process:
         code = Code(process.call, Locator(root, task.id))
-        outcomes = list(_outcomes(code, checks_of(assignment, task.id), variants, first_only))
+        outcomes = list(_outcomes(code, checks, variants, first_only))
     status = "passed" if all(o.passed for o in outcomes) else "failed"
-    if any(not o.passed and o.because == NOT_DONE for o in outcomes):
+    if status == "failed" and all(o.passed or o.because == NOT_DONE for o in outcomes):
         status = "not done"
     seconds = round(time.monotonic() - started, 2)
     outcomes = [replace(o, message=without(root, o.message)) for o in outcomes]
@@ -150,13 +177,8 @@ def without(root: Path, text: str) -> str:
     return text.replace(f"{root}{os.sep}", "")
 
 
-NOT_DONE = "still to be written"
-
-
 def _outcomes(code: Code, checks: Sequence[Check], variants: Sequence[Variant], first_only: bool) -> Iterable[Outcome]:
     """Of each check in each variant; where one fails, the variants that follow have nothing to add."""
-    if not checks:
-        raise ValueError("a task without checks")
     for variant in variants:
         passed = True
         for check in checks:
@@ -167,7 +189,7 @@ def _outcomes(code: Code, checks: Sequence[Check], variants: Sequence[Variant], 
                 return
             yield outcome
             passed &= outcome.passed
-            if not outcome.passed and (first_only or outcome.because == NOT_DONE):
+            if not outcome.passed and (first_only or outcome.title == PYTHON):
                 return
         if not passed:
             return
@@ -197,14 +219,23 @@ def run_check(check: Check, code: Code, variant: Variant) -> Outcome:
     except Stopped:
         if not failures:
             raise
-        return _failed(check, variant, *failures[-1])  # it got stuck while a smaller example was looked for
+        return _failed(
+            check, variant, *failures[-1], because=agreed_cause(failures)
+        )  # it got stuck while a smaller example was looked for
     except (NameError, ImportError):  # a bug of the check
         raise
     except Exception:
         if not failures:  # the draw itself failed: a bug of the check too
             raise
-        return _failed(check, variant, *failures[-1])
+        return _failed(check, variant, *failures[-1], because=agreed_cause(failures))
     return Outcome(check.title, variant.name, True)
+
+
+def agreed_cause(failures: Sequence[tuple[dict[str, Any], Exception]]) -> str | None:
+    """The cause that most failing examples point to: the smallest one alone may look like something else."""
+    causes = Counter(getattr(error, "because", None) for _, error in failures)
+    cause, count = causes.most_common(1)[0]
+    return cause if count >= AGREED * len(failures) else None
 
 
 def drawing(attempt: Callable[..., None], strategies: dict[str, Any], variant: Variant) -> Callable[[], None]:
@@ -242,10 +273,12 @@ def _failed(
     if isinstance(error, NotDone):
         return Outcome(check.title, variant.name, False, error.message, NOT_DONE)
     if isinstance(error, Failed):
-        message, because = error.message, because or error.because
+        message = error.message
     else:  # the check could not use what it got
-        message, because = f"the result has not the form that is due ({type(error).__name__}: {error})", because
+        message = f"the result does not have the expected form ({type(error).__name__}: {error})"
     example = "\n".join(f"{name} = {shown(value)}" for name, value in drawn.items())
+    if message.startswith(NO_PYTHON):
+        return Outcome(PYTHON, variant.name, False, readable(message))
     return Outcome(check.title, variant.name, False, readable(message), because, example)
 
 
@@ -261,7 +294,7 @@ class Locator:
             if not path.is_relative_to(self.root.resolve()) or not path.is_file():
                 continue
             text = path.read_text(encoding="utf-8")
-            for region in marks.find(text).values():
+            for region in marks.scan(text)[0].values():
                 if region.task == self.task and region.start < number <= region.stop + 1:  # a block may lack its end
                     line = text.splitlines()[number - 1].strip()[:100]
                     return f" (line {number - region.start} of your solution {region.id}: {line})"

@@ -30,7 +30,7 @@ def test_regions_have_ids_lines_and_indentation():
     a, b = marks.find(SOURCE).values()
     assert (a.id, a.task, a.indent) == ("7.1a", "7.1", "    ")
     assert (b.id, b.task, b.indent) == ("7.1b", "7.1", "        ")
-    assert marks.body(SOURCE, a) == "y = x\n\nreturn y\n"
+    assert marks.body(SOURCE, a) == "    y = x\n\n    return y\n"
 
 
 def test_replacing_keeps_marks_indentation_and_everything_else():
@@ -38,6 +38,30 @@ def test_replacing_keeps_marks_indentation_and_everything_else():
     assert new == SOURCE.replace("    y = x\n\n    return y\n", "    if x:\n        return 2\n    return 3\n")
     assert marks.replace(SOURCE, {}) == SOURCE
     assert marks.replace(SOURCE, {r.id: marks.body(SOURCE, r) for r in marks.find(SOURCE).values()}) == SOURCE
+
+
+ODD = """\
+#   y = x + 1
+    y = x  # a comment at column 0 above, a string's end below
+    z = \'\'\'
+end\'\'\'
+    return y
+"""
+
+
+def test_lines_at_column_0_stay_where_they_are():
+    """What is right in a student's file, where an editor commented a line out, must be right when spliced."""
+    text = marks.replace(SOURCE, {"7.1a": ODD})
+    assert ODD in text
+    (region,) = [r for r in marks.find(text).values() if r.id == "7.1a"]
+    assert marks.replace(SOURCE, {"7.1a": marks.body(text, region)}) == text
+
+
+def test_a_damaged_mark_spoils_its_own_region_only():
+    lost_end = SOURCE.replace("    # END SOLUTION\n", "", 1)
+    regions, broken = marks.scan(lost_end)
+    assert list(regions) == ["7.1b"] and list(broken) == ["7.1a"]
+    assert marks.replace(lost_end, {"7.1a": "pass", "7.1b": "return 2"}) == lost_end.replace("return 1", "return 2")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from minitorch_peft.course.checks import PUBLIC, hidden
 from minitorch_peft.course.library import Library
 from minitorch_peft.course.manifest import load
-from minitorch_peft.course.process import Limits
+from minitorch_peft.course.process import Limits, Process
 from minitorch_peft.course.runner import TaskResult, judge
 
 LAYERS = ("limits",)
@@ -111,10 +112,37 @@ def test_the_same_solution_gets_the_same_words(judged):
     assert TaskResult.from_dict(first.to_dict()) == first
 
 
-def test_no_task_costs_another(judged):
-    """All other holes open: each task's checks pass by themselves (but for what its manifest says that it needs)."""
+@pytest.mark.slow
+@pytest.mark.parametrize("id", [t.id for t in load("a1").tasks])
+def test_no_task_costs_another(judged, id):
+    """All other holes open: the task's checks pass by themselves."""
+    others = {r: t.hole() for t in load("a1").tasks if t.id != id for r in judged.library.regions_of(t.id)}
+    assert judged(others, task=id).status == "passed"
+
+
+def test_the_time_that_the_grader_takes_is_not_the_solutions():
+    limits = Limits(call_seconds=1.0, total_seconds=1.0)
+    with Library() as library, Process(library.root, load("a1").probes_module, limits, LAYERS) as process:
+        for _ in range(2):
+            assert process.call("ops.shape:as_sizes", [[2, 3]], {})["value"] == [2, 3]
+            time.sleep(1.3)
+
+
+def test_a_solution_is_judged_as_it_stands_comments_at_column_0_too(judged):
+    solution = (
+        "    e = np.exp(x - x.max(-1, keepdims=True))\n#    e = np.exp(x)\n    return e / e.sum(-1, keepdims=True)\n"
+    )
+    assert judged({"1.3a": solution}).status == "passed"
+
+
+def test_what_is_closed_to_a_task_is_not_there(judged):
+    """A gradient that is to be derived cannot be had from the engine."""
     assignment = load("a1")
-    library = judged.library
-    for task in assignment.tasks[:2]:
-        others = {r: t.hole() for t in assignment.tasks if t != task for r in library.regions_of(t.id)}
-        assert judged(others, task=task.id).status == "passed"
+    task = replace(assignment.task("1.3"), closed=("1.7",))
+    engine = (
+        "import minitorch_peft as mp\nx = mp.tensor(np.log(y), requires_grad=True)\n(x.exp() / x.exp().sum(-1, "
+        "keepdim=True)).backward(gradient=grad)\nreturn x.grad"
+    )
+    solutions = {"1.3a": judged.library.solution("1.3a"), "1.3b": engine}
+    result = judge(judged.library, assignment, task, solutions, (PUBLIC,), LAYERS)
+    assert "not available in task 1.3" in result.failure.message
