@@ -116,7 +116,7 @@ def _array(got: Any, want: np.ndarray, what: str, typed: bool) -> np.ndarray:
     if isinstance(got, bool | int | float) and want.ndim == 0 and not abs(got) >= 2**63:
         got = np.asarray(got, want.dtype if typed else None)
     if not isinstance(got, np.ndarray | np.generic) or got.dtype.kind not in "biuf":
-        raise Mismatch(f"{what} is {shown(got)}; an array of shape {want.shape} is due", _kind_cause(got))
+        raise Mismatch(f"{what} is {shown(got)}; expected an array of shape {want.shape}", _kind_cause(got))
     have = np.asarray(got)
     if have.shape != want.shape:
         cause = likely_cause(have, want, 1e-7, 1e-9)
@@ -130,4 +130,4 @@ def _array(got: Any, want: np.ndarray, what: str, typed: bool) -> np.ndarray:
 def _kind_cause(got: Any) -> str | None:
     if got is None:
         return "a return is missing"
-    return "a list or tuple where one array is due" if isinstance(got, list) else None
+    return "a list or tuple where one array is expected" if isinstance(got, list) else None

@@ -97,9 +97,9 @@ def _tree(value: Any, arrays: list[np.ndarray], functions: list[Callable] | None
 
 def _refusal(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.dtype.kind in KINDS:
-        return f"a {type(value).__module__}.{type(value).__name__}; a plain numpy.ndarray is due"
+        return f"a {type(value).__module__}.{type(value).__name__}; expected a plain numpy.ndarray"
     kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-    return f"an object of type {kind}; arrays, numbers, strings, None, lists, tuples and dicts are due"
+    return f"an object of type {kind}; expected arrays, numbers, strings, None, lists, tuples or dicts"
 
 
 def _described(array: np.ndarray, arrays: list[np.ndarray]) -> list[Any]:
@@ -131,7 +131,7 @@ def _value(
         return pairs, at
     if kind == "f":
         if call is None:
-            raise WireError("a function, where none is due")
+            raise WireError("a function, where none is expected")
         number = int(content)
         return (lambda *arguments: call(number, list(arguments))), at
     array, at = _array(content, frame, at)

@@ -40,7 +40,7 @@ def test_equal_values_pass():
         (X * (1 + 1e-4) + 1e-5 * X**2, X, "close, but not equal"),
         (X.astype(np.float32), X, "another dtype"),
         (None, X, "a return is missing"),
-        ([1.0], X, "a list or tuple where one array is due"),
+        ([1.0], X, "a list or tuple where one array is expected"),
     ],
 )
 def test_the_likely_cause_is_named(got, want, cause):

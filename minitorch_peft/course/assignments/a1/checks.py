@@ -10,6 +10,7 @@ import numpy as np
 import scipy.special
 from hypothesis import strategies as st
 
+from minitorch_peft.course.assignments.directions import along
 from minitorch_peft.course.checks import Code, Variant, check
 from minitorch_peft.course.expect import close, require, vjp
 from minitorch_peft.testing import arrays, shapes
@@ -108,7 +109,7 @@ def frozen_factor(code: Code, case: tuple[Array, Array, Array], first: bool) -> 
     a, b, g = case
     got = _two(code("probes:gradients", "matmul.MatMul", [a, b], g, [first, not first], {}))
     trained, frozen = (got[0], got[1]) if first else (got[1], got[0])
-    require(frozen is None, "an input that needs no gradient gets one: a product for nothing; None is due")
+    require(frozen is None, "an input that needs no gradient gets one: a product for nothing; expected None")
     expected = vjp(lambda a: a @ b, a, g) if first else vjp(lambda b: a @ b, b, g)
     close(trained, expected, f"the gradient of {'A, with B' if first else 'B, with A'} frozen")
 
@@ -122,7 +123,7 @@ def products_float32(code: Code) -> None:
 
 
 def _two(got: list[Any]) -> list[Any]:
-    require(len(got) == 2, f"backward returned {len(got)} value(s); one for each of the two inputs is due")
+    require(len(got) == 2, f"backward returned {len(got)} value(s); expected one for each of the two inputs")
     return got
 
 
@@ -157,6 +158,18 @@ def softmax_gradient(code: Code, case: tuple[Array, Array]) -> None:
     x, g = case
     dx = code("kernels.softmax.reference:softmax_backward", g, _ratios(x))
     close(dx, vjp(_ratios, x, g), f"softmax_backward(grad, y) for y of shape {x.shape}")
+
+
+LARGE = (500, 120)
+
+
+@check("1.3", "a large example, in one pass")
+def large_softmax_gradient(code: Code, variant: Variant) -> None:
+    rng = np.random.default_rng(variant.seed)
+    x, g = rng.standard_normal(LARGE), rng.standard_normal(LARGE)
+    close(code(SOFTMAX, x), scipy.special.softmax(x, -1), f"softmax_forward(x) for x of shape {LARGE}")
+    dx = code("kernels.softmax.reference:softmax_backward", g, _ratios(x))
+    along(dx, _ratios, x, g, f"softmax_backward(grad, y) for y of shape {LARGE}", variant.seed)
 
 
 @check("1.3", "float32 stays float32")
@@ -256,6 +269,23 @@ def rms_norm_gradients(code: Code, n: Norm) -> None:
     _all(got, [e if need else None for e, need in zip(expected, n.needs[:2], strict=True)], "rms_norm_backward")
 
 
+@check("1.4", "a large example, in one pass")
+def large_norm_gradients(code: Code, variant: Variant) -> None:
+    rng, seed = np.random.default_rng(variant.seed), variant.seed
+    x, g, w, b = (rng.standard_normal(shape) for shape in (LARGE, LARGE, LARGE[1:], LARGE[1:]))
+    n, z = Norm(x, w, b, 1e-5, g, ()), x.astype(complex)
+    mean, root = x.mean(-1), 1 / n.root(x)
+    layer = _parts(code(f"{NORM}:layer_norm_backward", g, x, w, mean, 1 / n.deviation(x), (True, True, True)), 3)
+    what = f"layer_norm_backward for x of shape {LARGE}: the gradient of"
+    along(layer[0], lambda x: n.layer(x, w, b), x, g, f"{what} x", seed)
+    along(layer[1], lambda w: n.layer(z, w, b), w, g, f"{what} weight", seed)
+    along(layer[2], lambda b: n.layer(z, w, b), b, g, f"{what} bias", seed)
+    rms = _parts(code(f"{NORM}:rms_norm_backward", g, x, w, root, (True, True)), 2)
+    what = f"rms_norm_backward for x of shape {LARGE}: the gradient of"
+    along(rms[0], lambda x: n.rms(x, w), x, g, f"{what} x", seed)
+    along(rms[1], lambda w: n.rms(z, w), w, g, f"{what} weight", seed)
+
+
 @check("1.4", "float32 stays float32")
 def norm_float32(code: Code) -> None:
     x, w = np.array([[1, 3], [0, 4]], np.float32), np.array([1, 2], np.float32)
@@ -268,14 +298,14 @@ def norm_float32(code: Code) -> None:
 
 
 def _parts(got: Any, count: int) -> list[Any]:
-    require(isinstance(got, list) and len(got) == count, f"{count} results are due, got {got!r:.200}")
+    require(isinstance(got, list) and len(got) == count, f"expected {count} results, got {got!r:.200}")
     return got
 
 
 def _all(got: list[Any], expected: list[Any], name: str) -> None:
     for value, want, what in zip(got, expected, ("x", "weight", "bias"), strict=False):
         if want is None:
-            require(value is None, f"{name}: {what} needs no gradient; None is due, got an array")
+            require(value is None, f"{name}: {what} needs no gradient; expected None, got an array")
         else:
             close(value, want, f"{name}: the gradient of {what}")
 
@@ -358,6 +388,15 @@ def large_logits(code: Code, r: Rows, scale: float) -> None:
     close(loss, -(r.wanted() * scipy.special.log_softmax(x, -1)).sum(-1), "the loss of large logits")
     dx = code(f"{ENTROPY}:cross_entropy_backward", r.g, r.logits + 1e4, r.target, _lse(r) + 1e4, *r.constants)
     close(dx, vjp(r.loss, r.logits, r.g), "cross_entropy_backward where all logits are large", 1e-6)
+
+
+@check("1.5", "a large example, in one pass")
+def large_loss_gradient(code: Code, variant: Variant) -> None:
+    rng, (rows, classes) = np.random.default_rng(variant.seed), LARGE
+    target = np.where(rng.random(rows) < 0.1, -100, rng.integers(0, classes, rows))
+    r = Rows(rng.standard_normal(LARGE), target, -100, 0.1, rng.standard_normal(rows))
+    dx = code(f"{ENTROPY}:cross_entropy_backward", r.g, r.logits, r.target, _lse(r), *r.constants)
+    along(dx, r.loss, r.logits, r.g, f"cross_entropy_backward for logits of shape {LARGE}", variant.seed)
 
 
 @check("1.5", "float32 stays float32")
@@ -487,7 +526,7 @@ def _leaf_gradients(got: list[Any], graph: Graph, root: int, what: str) -> None:
             continue
         expected = graph.gradient(leaf, root, graph.g)
         if have is not None or expected.any():
-            require(have is not None, f"{what}: leaf t{leaf} got no gradient; {expected} is due")
+            require(have is not None, f"{what}: leaf t{leaf} got no gradient; expected {expected}")
             close(have, expected, f"{what}: the gradient of t{leaf}")
 
 
@@ -848,7 +887,7 @@ def extrapolation(code: Code, measured: float, claimed: float, error: float) -> 
     close(got["analytic"], claimed, "what is claimed", 1e-9, 1e-9)
 
 
-@check("1.8", "the tolerance is that of compare's docstring")
+@check("1.8", "the tolerance is the one in compare's docstring")
 def tolerances(code: Code) -> None:
     cases = [
         ("the size of the gradients", [2.0, 2.0, 0.0], 3.0, 0.0, 1e-3, 1e-7, 0.0, 3e-7),
