@@ -27,7 +27,13 @@ def grade(
     assignment: Annotated[
         str | None, typer.Option(help="Such as a1. Default: the one that the submissions' marks belong to.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the hidden examples: students should not know it.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of the hidden examples: students must not know it. The same seed gives the same scores.",
+            show_default="the one of the results in OUT; drawn where it has none",
+        ),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Submissions at a time. Default: one a processor.")] = None,
     weak_sandbox: Annotated[
         bool, typer.Option("--weak-sandbox", help="Grade although the sandbox is incomplete here. Reports say so.")
@@ -40,7 +46,8 @@ def grade(
     """Grade submissions, task by task: what a student wrote between the marks, in the library that is otherwise right.
 
     OUT gets index.html (the class), students/NAME.html, class.csv and results/NAME.json. A run that was stopped goes
-    on where it was. Exit code 3 if a submission is missing, 1 if one could not be graded.
+    on where it was. OUT is of one assignment and one seed, which its results name. Exit code 3 if a submission is
+    missing, 1 if one could not be graded.
 
     Examples:
 
@@ -58,6 +65,7 @@ def grade(
         raise CommandError("--gradescope is for one submission at a time", USAGE)
     found = grading.submissions_at(submissions)
     manifest = load(assignment) if assignment else grading.assignment_of(found)
+    seed = grading.seed_of(out) if seed is None else seed
     arriving = grading.grade(found, manifest, out, seed, jobs or os.cpu_count() or 1, weak_sandbox)
     graded = sorted(followed(screen, arriving, len(found)), key=lambda r: r.name)
     report.write(out)
@@ -134,8 +142,11 @@ def show_class(screen: Screen, assignment: Assignment, results: list[Result], ou
     scores = [r.score for r in results if not r.error]
     if scores:
         screen.say(f"{len(scores)} graded, {sum(scores) / len(scores):.1f} of {assignment.points} points on average")
+    if results:
+        screen.say(f"hidden examples: seed {results[0].seed}, kept in {out}")
     screen.say(f"the class: {out / 'index.html'}, {out / 'class.csv'} · each student: {out / 'students'}")
-    screen.result({"assignment": assignment.id, "submissions": [row(r) for r in results]})
+    seed = results[0].seed if results else None
+    screen.result({"assignment": assignment.id, "seed": seed, "submissions": [row(r) for r in results]})
 
 
 def row(result: Result) -> dict[str, Any]:

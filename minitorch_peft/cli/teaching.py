@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from minitorch_peft.course.teacher.proof import Verdict
 
 AssignmentArgument = Annotated[str, typer.Argument(help="Such as a1.")]
-SeedOption = Annotated[int, typer.Option(help="Of the hidden variants: students should not know it.")]
 JobsOption = Annotated[int, typer.Option(min=1, help="Processes at a time.")]
 
 
@@ -26,7 +25,14 @@ def build(
     autograder: Annotated[
         bool, typer.Option("--autograder", help="Build Gradescope's autograder zip instead.")
     ] = False,
-    seed: SeedOption = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of the autograder's hidden examples: students must not know it. `course grade --seed` with the same "
+            "one gives the same scores.",
+            show_default="drawn",
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Build what students get: the library with holes, the notebook, public tests and a README.
@@ -40,10 +46,13 @@ def build(
         minitorch-peft course build a1 --autograder --seed 20261122
     """
     require("jupytext")
+    require("hypothesis")
     from minitorch_peft.course.teacher import build as building
+    from minitorch_peft.course.teacher.grade import fresh_seed
 
     screen = Screen(json)
     manifest = the_assignment(assignment)
+    seed = fresh_seed() if seed is None else seed
     try:
         if autograder:
             files = building.autograder(manifest, seed)
@@ -54,14 +63,16 @@ def build(
     except building.BuildError as error:
         raise CommandError(str(error), USAGE) from error
     screen.say(f"{made}: {len(files)} files, {made.stat().st_size / 1e6:.1f} MB, {len(manifest.tasks)} tasks")
-    screen.result({"zip": str(made), "files": len(files)})
+    if autograder:
+        screen.say(f"hidden examples: seed {seed}, kept in the zip: do not give it to students")
+    screen.result({"zip": str(made), "files": len(files), "seed": seed if autograder else None})
 
 
 @course.command()
 def prove(
     assignment: AssignmentArgument,
     task: Annotated[list[str] | None, typer.Option(help="Of these tasks only.")] = None,
-    seed: SeedOption = 1,
+    seed: Annotated[int, typer.Option(help="Of the hidden examples.")] = 1,
     jobs: JobsOption = 2,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what was said of every solution.")] = False,
     json: JsonFlag = False,

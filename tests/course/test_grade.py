@@ -22,7 +22,7 @@ from minitorch_peft.course.checks import PUBLIC
 from minitorch_peft.course.library import Library
 from minitorch_peft.course.manifest import load
 from minitorch_peft.course.process import Limits
-from minitorch_peft.course.runner import drawing
+from minitorch_peft.course.runner import NOT_DONE, Outcome, TaskResult, drawing
 from minitorch_peft.course.teacher import grade as grading
 from minitorch_peft.course.teacher.grade import GradeError
 from minitorch_peft.course.teacher.results import Result
@@ -72,7 +72,7 @@ def scores(results):
 # -- what is refused --------------------------------------------------------------------------------------------
 def test_an_incomplete_sandbox_is_refused_unless_that_is_known(monkeypatch):
     monkeypatch.setattr(sandbox, "available", lambda: ("limits", "capabilities"))
-    with pytest.raises(GradeError, match=r"lacks landlock, seccomp: .*5\.19.*teach.*libseccomp2.*--weak-sandbox"):
+    with pytest.raises(GradeError, match=r"lacks landlock, seccomp: .*6\.2.*teach.*libseccomp2.*--weak-sandbox"):
         grading.layers_for(weak=False)
     assert grading.layers_for(weak=True) == ("limits", "capabilities")
     monkeypatch.setattr(sandbox, "available", lambda: sandbox.ALL_LAYERS)
@@ -157,6 +157,52 @@ def test_a_folder_holds_one_assignment(tmp_path, hand_in):
         graded([hand_in("anna")], tmp_path / "out")
 
 
+def test_a_folder_holds_one_seed_which_is_drawn_once(tmp_path, hand_in):
+    (tmp_path / "out" / "results").mkdir(parents=True)
+    (tmp_path / "out" / "results" / "anna.json").write_text("{")  # damaged: it says nothing
+    assert grading.seed_of(tmp_path / "out") != grading.seed_of(tmp_path / "nothing")
+    Result("ben", "a1", 7, "").save(tmp_path / "out" / "results" / "ben.json")
+    assert grading.seed_of(tmp_path / "out") == 7
+    with pytest.raises(GradeError, match=r"results of seed 7: leave --seed out .* another --out for seed 8"):
+        graded([hand_in("anna")], tmp_path / "out", seed=8)
+
+
+# -- with the other tasks open, and solved ----------------------------------------------------------------------
+GOOD = Outcome("check", "public", True)
+BAD = Outcome("check", "public", False, "what came", "a sign")
+OPEN = Outcome("check", "public", False, "Task 1.6: Matrix product; read", NOT_DONE)
+OWN = replace(OPEN, message="Task 1.3: Softmax; read")
+SECRET = replace(BAD, message="the library's own")
+
+
+@pytest.mark.parametrize(
+    ("with_open", "with_solved", "outcome", "runs"),
+    [
+        (GOOD, None, GOOD, 1),
+        (OWN, None, OWN, 1),
+        (OPEN, GOOD, GOOD, 2),
+        (BAD, GOOD, GOOD, 2),  # it caught what a hole raised
+        (BAD, SECRET, BAD, 2),  # what came with the others solved could give them away
+        (OPEN, SECRET, replace(SECRET, concealed=True), 2),
+    ],
+)
+def test_a_task_is_judged_with_the_others_open_and_if_need_be_solved(
+    tmp_path, hand_in, monkeypatch, with_open, with_solved, outcome, runs
+):
+    calls = []
+
+    def judge(library, assignment, task, solutions, *_):
+        calls.append(solutions)
+        found = with_solved if len(calls) > 1 else with_open
+        return TaskResult("1.3", "Softmax", 10, "passed" if found.passed else "failed", [found])
+
+    monkeypatch.setattr(grading, "judge", judge)
+    job = grading.Job(read(hand_in("anna")), SMALL, 1, "", (), Limits(), "", "")
+    with Library() as library:
+        result = grading.judged_task(job, library, A1.task("1.3"), ["1.3a", "1.3b"])
+    assert result.outcomes == [outcome] and [len(c) for c in calls] == [3, 2][:runs]
+
+
 # -- scores -----------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_a_class_is_graded_task_by_task(tmp_path, hand_in):
@@ -225,6 +271,8 @@ def test_the_command_grades_reports_and_tells_gradescope(tmp_path, hand_in, monk
     done = CliRunner().invoke(app, [*command, *OPTIONS])
     assert done.exit_code == 0, done.output
     table = json.loads((tmp_path / "g" / "results.json").read_text())
+    seed = Result.load(out / "results" / "anna.json").seed
+    assert f"hidden examples: seed {seed}, kept in" in done.output
     assert table["score"] == 8 and len([t for t in table["tests"] if t["visibility"] == "visible"]) == len(A1.tasks)
     assert {p.name for p in out.iterdir()} == {".lock", "index.html", "results", "class.csv", "students"}
     assert "1 graded, 8.0 of 100 points" in done.output
@@ -232,6 +280,10 @@ def test_the_command_grades_reports_and_tells_gradescope(tmp_path, hand_in, monk
     again = CliRunner().invoke(app, ["course", "report", str(out), "--json"])
     assert again.exit_code == 0 and (out / "index.html").is_file()
     assert json.loads(again.stdout)["submissions"][0]["tasks"]["1.6"] == 8
+    assert json.loads(again.stdout)["seed"] == seed
+    other = CliRunner().invoke(app, [*command, *OPTIONS, "--seed", str(seed + 1)])
+    assert other.exit_code == 2 and f"holds results of seed {seed}" in other.output
+    assert CliRunner().invoke(app, [*command, *OPTIONS]).exit_code == 0  # goes on with the same
 
 
 @pytest.mark.parametrize(
@@ -264,7 +316,7 @@ def test_a_killed_grader_leaves_nothing_behind_and_goes_on(tmp_path, hand_in):
     assert wait_for(lambda: not students_of(out)), "a student's process outlived the grader"
     before = (out / "results" / "a.json").stat().st_mtime_ns
     assert not (out / "results" / "b.json").exists() and (out / ".scratch").is_dir()
-    results = graded(paths, out, assignment=A1)
+    results = graded(paths, out, assignment=A1, seed=grading.seed_of(out))
     assert {name: r.score for name, r in results.items()} == {"a": 18, "b": 8, "c": 18}
     assert (out / "results" / "a.json").stat().st_mtime_ns == before
     assert not (out / ".scratch").exists()

@@ -97,6 +97,9 @@ def test_a_folder_without_results_or_of_two_assignments_is_refused(tmp_path):
     replace(result("b"), assignment="a2").save(tmp_path / "results" / "b.json")
     with pytest.raises(report.ReportError, match="several assignments"):
         report.write(tmp_path)
+    replace(result("b"), seed=7).save(tmp_path / "results" / "b.json")
+    with pytest.raises(report.ReportError, match="results of seeds 1, 7: remove"):
+        report.write(tmp_path)
 
 
 def test_the_pages_are_written_and_linked(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import multiprocessing as mp
 import os
-import re
+import secrets
 import shutil
 import signal
 import tempfile
@@ -25,7 +25,7 @@ from minitorch_peft.course.library import Library, solutions, sources
 from minitorch_peft.course.manifest import Assignment, Task, available, load
 from minitorch_peft.course.marks import task_of
 from minitorch_peft.course.process import START_SECONDS, Limits
-from minitorch_peft.course.runner import NOT_DONE, TaskResult, failed, judge
+from minitorch_peft.course.runner import NOT_DONE, Outcome, TaskResult, failed, judge
 from minitorch_peft.course.teacher.results import Result
 from minitorch_peft.course.teacher.submission import Submission, read
 from minitorch_peft.formats.files import FileFormatError
@@ -34,7 +34,7 @@ MEMORY = 8 << 30  # bytes of address space of a grading process, whatever a solu
 ADVICE = {
     "limits": "a system with Python's resource module",
     "capabilities": "Linux",
-    "landlock": "Linux 5.19 or newer with Landlock switched on, and pip install 'minitorch-peft[teach]'",
+    "landlock": "Linux 6.2 or newer with Landlock switched on, and pip install 'minitorch-peft[teach]'",
     "seccomp": "the system's package libseccomp2, and pip install 'minitorch-peft[teach]'",
 }
 
@@ -109,13 +109,13 @@ def grade(
 
     The score of a submission depends on nothing but its contents, the sources of this package and ``seed``.
     Raises GradeError where the sandbox is incomplete and not ``weak``, another grader writes to ``out``, or it holds
-    another assignment.
+    results of another assignment or seed.
     """
     layers = layers_for(weak)
     results = out / "results"
     results.mkdir(parents=True, exist_ok=True)
     with locked(out), scratch_in(out) as scratch:
-        require_same(results, assignment)
+        require_same(out, assignment, seed)
         inputs = digest_of_inputs(assignment, seed, layers, limits)
         todo, known = [], solutions().keys()
         for one in submissions:
@@ -141,12 +141,34 @@ def grade(
         yield from run_jobs(todo, jobs, len(assignment.tasks))
 
 
-def require_same(results: Path, assignment: Assignment) -> None:
-    """Raise GradeError where the folder holds results of another assignment: a report is of one."""
-    for path in results.glob("*.json"):
-        with contextlib.suppress(FileFormatError):
-            if (other := Result.load(path).assignment) != assignment.id:
-                raise GradeError(f"{results.parent} holds results of {other}: name another --out for {assignment.id}")
+def fresh_seed() -> int:
+    """A seed of hidden examples that nobody can guess."""
+    return secrets.randbelow(10**9)
+
+
+def seed_of(out: Path) -> int:
+    """The seed of the results that ``out`` holds; a fresh one where it holds none."""
+    first = next(results_in(out), None)
+    return fresh_seed() if first is None else first.seed
+
+
+def results_in(out: Path) -> Iterator[Result]:
+    """The stored results of ``out``, without damaged ones."""
+    for path in sorted((out / "results").glob("*.json")):
+        with contextlib.suppress(FileFormatError, OSError):
+            yield Result.load(path)
+
+
+def require_same(out: Path, assignment: Assignment, seed: int) -> None:
+    """Raise GradeError where the folder holds results of another assignment or seed: a report is of one."""
+    for other in results_in(out):
+        if other.assignment != assignment.id:
+            raise GradeError(f"{out} holds results of {other.assignment}: name another --out for {assignment.id}")
+        if other.seed != seed:
+            raise GradeError(
+                f"{out} holds results of seed {other.seed}: leave --seed out to go on with these, "
+                f"or name another --out for seed {seed}"
+            )
 
 
 def stored_result(path: Path, fingerprint: str) -> Result | None:
@@ -177,7 +199,7 @@ def run_jobs(todo: Sequence[Job], jobs: int, tasks: int) -> Iterator[Result]:
                 job = waiting.pop()
                 process = context.Process(target=grade_one, args=(job,), daemon=False)
                 process.start()
-                longest = START_SECONDS + tasks * (START_SECONDS + job.limits.total_seconds + 60)
+                longest = START_SECONDS + 2 * tasks * (START_SECONDS + job.limits.total_seconds + 60)  # see judged_task
                 running[process.sentinel] = process, job, time.monotonic() + longest
             ready = wait(list(running), timeout=1.0)
             late = [s for s, (_, _, until) in running.items() if time.monotonic() > until]
@@ -236,7 +258,7 @@ def judged(job: Job) -> list[TaskResult]:
 
 def judged_task(job: Job, library: Library, task: Task, ids: Sequence[str]) -> TaskResult:
     """All other tasks count as solved. First they are open all the same, so that no message can give them away; only
-    where the solution reaches one (or may have, and caught what it raises) are they closed."""
+    a solution that does not pass like that, as it may reach one, is judged with the others solved."""
     variants = (checks.PUBLIC, checks.hidden(job.seed))
 
     def judged_with(solutions: dict[str, str]) -> TaskResult:
@@ -244,14 +266,19 @@ def judged_task(job: Job, library: Library, task: Task, ids: Sequence[str]) -> T
 
     mine = {id: job.submission.regions[id] for id in ids if id in job.submission.regions}
     others = {id: t.hole() for t in job.assignment.tasks if t.id != task.id for id in library.regions_of(t.id)}
-    result = judged_with({**others, **mine})
-    reached = any(o.because == NOT_DONE and not o.message.startswith(f"Task {task.id}:") for o in result.outcomes)
-    catches = result.status == "failed" and any(re.search(r"\b(except|suppress)\b", s) for s in mine.values())
-    if reached or catches:
-        closed = judged_with(mine)
-        if reached or closed.status == "passed":  # else the first message stands, which is safe to show
-            return replace(closed, outcomes=[replace(o, concealed=True) for o in closed.outcomes])
-    return result
+    first = judged_with({**others, **mine})
+    if first.failure is None or is_own_hole(first.failure, task):
+        return first
+    second = judged_with(mine)
+    if second.failure is None:
+        return second
+    if first.failure.because != NOT_DONE:
+        return first
+    return replace(second, outcomes=[replace(o, concealed=True) for o in second.outcomes])
+
+
+def is_own_hole(failure: Outcome, task: Task) -> bool:
+    return failure.because == NOT_DONE and failure.message.startswith(f"Task {task.id}:")
 
 
 def refusal(submission: Submission, task: Task, ids: Sequence[str]) -> TaskResult | None:

@@ -28,13 +28,15 @@ class ReportError(ValueError):
 def write(out: Path) -> list[Result]:
     """All reports of the results in ``out``: index.html, class.csv and students/NAME.html; gives the results.
 
-    Raises ReportError where there are none or of several assignments, FileFormatError for a damaged one.
+    Raises ReportError where there are none, or of several assignments or seeds, FileFormatError for a damaged one.
     """
     results = sorted((Result.load(path) for path in (out / "results").glob("*.json")), key=lambda r: r.name)
     ids = {r.assignment for r in results}
     if len(ids) != 1:
         found = f"of several assignments ({', '.join(sorted(ids))})" if ids else "no results of `course grade`"
         raise ReportError(f"{out} holds {found}: name the --out folder of one")
+    if len(seeds := sorted({r.seed for r in results})) > 1:
+        raise ReportError(f"{out} holds results of seeds {', '.join(map(str, seeds))}: remove those of all but one")
     assignment = load(ids.pop())
     (out / "students").mkdir(exist_ok=True)
     for result in results:
