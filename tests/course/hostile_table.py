@@ -74,7 +74,7 @@ class Suite:
             self.own = {id: library.solution(id) for task in (TASK, OTHER) for id in library.regions_of(task)}
         checks = PACKAGE / "course" / "assignments" / "a1" / "checks.py"
         self.words = {"PACKAGE": repr(str(PACKAGE)), "KERNELS": repr(str(KERNELS)), "CHECKS": repr(str(checks)),
-                      "OUT": repr(str(out)), "NESTED": NESTED, "RIGHT": self.own["1.3a"].strip("\n"),
+                      "OUT": repr(str(out)), "NESTED": NESTED, "RIGHT": textwrap.dedent(self.own["1.3a"]).strip("\n"),
                       "PARENTHESES": f"return {'(' * 100_000}"}  # fmt: skip
 
     def cases(self) -> list[Case]:
@@ -179,7 +179,7 @@ def broken(suite: Suite) -> Iterator[Case]:
     yield Case("Latin-1", "not UTF-8", suite.folder(task__py=("# \xe9\n" + task).encode("latin-1")))
     yield Case("UTF-8 with a mark, and CRLF", "",
                suite.folder(task__py=task.replace("\n", "\r\n").encode("utf-8-sig")), earns=True)  # fmt: skip
-    yield Case("damaged marks", "marks are damaged", suite.folder(task__py=task.replace("# END", "# AND", 1).encode()))
+    yield Case("damaged marks", "mark is damaged", suite.folder(task__py=task.replace("# END", "# AND", 1).encode()))
     yield Case("two versions", "different solutions of 1.3a", suite.folder(old__py=suite.task("return x").encode()))
     yield Case("a link to the reference", "is a link", linked)
     yield Case("a pipe for a file", "no solution of 1.3", pipe)

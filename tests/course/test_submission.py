@@ -41,7 +41,7 @@ def project(tmp_path):
     return tmp_path / "anna"
 
 
-EXPECTED = {"1.1a": "return 11\n", "1.2": "return 12\n"}
+EXPECTED = {"1.1a": "    return 11\n", "1.2": "    return 12\n"}
 
 
 def test_a_folder_is_read_however_deep_without_caches_and_environments(project):
@@ -62,7 +62,7 @@ def test_a_zip_and_a_zip_in_a_folder_are_read_alike(project, tmp_path):
 
 def test_a_single_file_is_read(tmp_path):
     (tmp_path / "dora.v2.py").write_text(region("1.2"))
-    assert read(tmp_path / "dora.v2.py").regions == {"1.2": "return 1\n"}
+    assert read(tmp_path / "dora.v2.py").regions == {"1.2": "    return 1\n"}
     assert name_of(tmp_path / "dora.v2.py") == "dora.v2"
     (tmp_path / "e.f").mkdir()
     assert name_of(tmp_path / "e.f") == "e.f"
@@ -87,7 +87,7 @@ def test_what_the_system_cannot_read_is_an_error_and_no_empty_submission(tmp_pat
 @pytest.mark.parametrize("data", [region("1.2").encode("utf-8-sig"), region("1.2").replace("\n", "\r\n").encode()])
 def test_marks_of_order_and_line_ends_do_not_matter(tmp_path, data):
     (tmp_path / "a.py").write_bytes(data)
-    assert read(tmp_path / "a.py").regions == {"1.2": "return 1\n"}
+    assert read(tmp_path / "a.py").regions == {"1.2": "    return 1\n"}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,10 @@ def test_marks_of_order_and_line_ends_do_not_matter(tmp_path, data):
         (region("1.2").encode("utf-16"), "a.py is UTF-16: save it as UTF-8"),
         (b"# \xe9\n" + region("1.2").encode(), "a.py is not UTF-8 (byte 2): save it as UTF-8"),
         (region("1.2").encode() + b"\0", "a.py is no text: it has null bytes"),
-        (region("1.2").replace("# END", "# AND").encode(), "a.py: its marks are damaged"),
+        (
+            region("1.2").replace("# END", "# AND").encode(),
+            "a.py: a mark is damaged (line 2: the solution of 1.2 has no END SOLUTION)",
+        ),
         (b"x = 1\n" * 300_000, "a.py has more than 1 MB"),
         (b"x = 1\n", "no .py file in it has a mark"),
         (b"", "no .py file in it has a mark"),
@@ -108,11 +111,32 @@ def test_what_cannot_be_used_is_noted(tmp_path, data, note):
     assert found.regions == {} and found.notes[0].startswith(note)
 
 
-def test_a_damaged_file_costs_its_own_solutions_only(tmp_path):
-    (tmp_path / "a.py").write_text(region("1.1").replace("# END", "# AND"))
-    (tmp_path / "b.py").write_text(region("1.2"))
+def test_a_damaged_mark_costs_its_own_solution_only(tmp_path):
+    lost = region("1.2").replace("# END", "# AND")
+    (tmp_path / "a.py").write_text(region("1.1") + lost + region("1.3") + region("1.4").replace("# BEGIN", "# BEG"))
     found = read(tmp_path)
-    assert list(found.regions) == ["1.2"] and len(found.notes) == 1
+    assert list(found.regions) == ["1.1", "1.3"]
+    assert list(found.spoiled) == ["1.2"] and "which has no END SOLUTION" in found.spoiled["1.2"]
+    assert found.notes == [
+        found.spoiled["1.2"],
+        "a.py: a mark is damaged (line 16: a solution ends that did not begin)",
+    ]
+    (tmp_path / "b.py").write_text(region("1.2"))
+    assert list(read(tmp_path).regions) == ["1.1", "1.2", "1.3"] and read(tmp_path).spoiled == {}
+
+
+@pytest.mark.parametrize("name", ["dist", "build", "env", "venv"])
+def test_folders_of_environments_and_builds_are_read_where_nothing_else_has_a_solution(tmp_path, name):
+    inner = tmp_path / "anna" / name / "minitorch_peft"
+    (inner / "site-packages").mkdir(parents=True)
+    (inner / "a.py").write_text(region("1.1"))
+    (inner / "site-packages" / "b.py").write_text(region("1.2"))
+    files = {p.relative_to(tmp_path / "anna").as_posix(): p.read_bytes() for p in inner.rglob("*.py")}
+    for found in (read(tmp_path / "anna"), read(zipped(tmp_path / "anna.zip", files))):
+        assert list(found.regions) == ["1.1"]
+        assert found.notes == [f"no solution was outside of folders called {name}, so what is in these was read"]
+    (tmp_path / "anna" / "c.py").write_text(region("1.3"))
+    assert (list(read(tmp_path / "anna").regions), read(tmp_path / "anna").notes) == (["1.3"], [])
 
 
 def test_two_versions_of_a_solution_spoil_it_but_a_hole_does_not(tmp_path):
@@ -120,7 +144,7 @@ def test_two_versions_of_a_solution_spoil_it_but_a_hole_does_not(tmp_path):
     (tmp_path / "a.py").write_text(region("1.1", "return 1") + region("1.2", hole) + region("1.3"))
     (tmp_path / "b.py").write_text(region("1.1", "return 2") + region("1.2", "return 2") + region("1.3"))
     found = read(tmp_path)
-    assert found.regions == {"1.2": "return 2\n", "1.3": "return 1\n"}
+    assert found.regions == {"1.2": "    return 2\n", "1.3": "    return 1\n"}
     assert found.spoiled == {
         "1.1": "the submission has different solutions of 1.1 in a.py, b.py: only one may be there"
     }

@@ -282,9 +282,9 @@ def is_own_hole(failure: Outcome, task: Task) -> bool:
 
 
 def refusal(submission: Submission, task: Task, ids: Sequence[str]) -> TaskResult | None:
-    """The result of a task that the submission has no solution of, or two; None where it can be judged."""
+    """The result of a task that the submission has no sound solution of, or two; None where it can be judged."""
     if spoiled := [submission.spoiled[id] for id in ids if id in submission.spoiled]:
-        return failed(task, spoiled[0], "an old copy of a file: hand in one version")
+        return failed(task, spoiled[0], "an old copy of a file, or a mark that was changed: hand in one version")
     if not any(id in submission.regions for id in ids):
         place = ", ".join(f'# BEGIN SOLUTION(task="{id}")' for id in ids)
         message = f"the submission has no solution of {task.id}: no readable file has the marks {place}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def student_page(assignment: Assignment, result: Result) -> str:
     sources: dict[str, list[tuple[str, str]]] = {task.id: [] for task in assignment.tasks}
     for id, source in sorted(result.regions.items()):
         if task_of(id) in sources and not is_hole(source):
-            sources[task_of(id)].append((id, source))
+            sources[task_of(id)].append((id, textwrap.dedent(source)))
     tasks = [told(task) for task in result.tasks]
     return render(
         "student.html", assignment=assignment, result=result, remarks=remarks(result), tasks=tasks, sources=sources

@@ -31,7 +31,8 @@ LARGEST_RATIO = 200  # of an entry's size to its size in the zip, from SMALL on
 SMALL = 1 << 16
 LONGEST_NAME = 100  # bytes of a submission's name, which names files
 MOST_NOTES = 20
-SKIPPED = {"__MACOSX", "__pycache__", "venv", "env", "node_modules", "site-packages", "build", "dist"}
+NEVER_READ = {"__MACOSX", "__pycache__", "node_modules", "site-packages"}
+SECOND_BEST = {"build", "dist", "env", "venv"}  # folders that are read where nothing else has a solution
 HOLE = re.compile(r'raise NotImplementedError\("Task [^\n]*\)')
 
 
@@ -66,6 +67,12 @@ def read(path: Path) -> Submission:
     reading = Reading()
     try:
         reading.take(path)
+        if not (reading.found or reading.broken) and reading.passed_over:
+            folders = ", ".join(sorted(reading.passed_over))
+            reading.skipped, reading.total = NEVER_READ, 0
+            reading.take(path)
+            if reading.found or reading.broken:
+                reading.note(f"no solution was outside of folders called {folders}, so what is in these was read")
     except UnreadableError as problem:
         reading.note(str(problem))
     except OSError as error:
@@ -90,8 +97,11 @@ class Reading:
 
     def __init__(self) -> None:
         self.found: dict[str, list[tuple[str, str]]] = {}  # region id -> (file, source) of each place
+        self.broken: dict[str, str] = {}  # region id -> what is wrong with its marks
         self.notes: list[str] = []
         self.total = 0
+        self.skipped = NEVER_READ | SECOND_BEST
+        self.passed_over: set[str] = set()  # of the second best
 
     def note(self, text: str) -> None:
         text = readable(text)
@@ -142,7 +152,7 @@ class Reading:
         name = entry.filename
         if leaves(name):
             raise UnreadableError(f"the zip's entry {name!r} points out of the zip: refused")
-        if entry.is_dir() or is_skipped(PurePosixPath(name).parts):
+        if entry.is_dir() or self.skips(*PurePosixPath(name).parts):
             return
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise UnreadableError(f"{name} is a link: not followed")
@@ -158,20 +168,28 @@ class Reading:
         text = decoded(name, data)
         if not holds_solutions(tail(name), text):
             return
-        try:
-            regions = marks.find(text)
-        except marks.MarkError as error:
-            raise UnreadableError(f"{name}: its marks are damaged, so none of its solutions counts ({error})") from None
+        regions, broken = marks.scan(text)
         for region in regions.values():
             if region.kind == "task":
                 self.found.setdefault(region.id, []).append((name, marks.body(text, region)))
+        for id, problem in broken.items():
+            message = f"{name}: a mark is damaged ({problem})"
+            self.note(message)
+            self.broken[id] = readable(message)
+
+    def skips(self, *parts: str) -> bool:
+        """Is one of these folders (or the file) a cache, an environment or hidden?"""
+        found = [p for p in parts if p in self.skipped or (p.startswith(".") and p not in (".", ".."))]
+        self.passed_over |= SECOND_BEST.intersection(found)
+        return bool(found)
 
     def noting(self, name: str) -> Noting:
         return Noting(self, name)
 
     def settled(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The one source of each region; and, where two files differ about one, why it does not count."""
-        regions, spoiled = {}, {}
+        """The one source of each region; and why others do not count: two files differ, or their marks are damaged."""
+        regions = {}
+        spoiled = {id: problem for id, problem in self.broken.items() if id and id not in self.found}
         for id, places in sorted(self.found.items()):
             written = {source: name for name, source in places if not is_hole(source)}
             if len(written) > 1:
@@ -208,7 +226,7 @@ def walk(root: Path, reading: Reading) -> Iterator[Path]:
         if here != root and "pyvenv.cfg" in files:
             folders.clear()
             continue
-        folders[:] = sorted(f for f in folders if not is_skipped((f,)) and not (here / f).is_symlink())
+        folders[:] = sorted(f for f in folders if not reading.skips(f) and not (here / f).is_symlink())
         for name in sorted(files):
             count += 1
             if count > MOST_ENTRIES:
@@ -220,11 +238,6 @@ def walk(root: Path, reading: Reading) -> Iterator[Path]:
                     reading.note(f"{path.relative_to(root).as_posix()} is a link: not followed")
                 elif path.is_file():
                     yield path
-
-
-def is_skipped(parts: tuple[str, ...]) -> bool:
-    """Is one of these folders (or the file) a cache, an environment or hidden?"""
-    return any(p in SKIPPED or (p.startswith(".") and p not in (".", "..")) for p in parts)
 
 
 def leaves(name: str) -> bool:
