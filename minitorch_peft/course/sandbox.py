@@ -26,10 +26,10 @@ FORBIDDEN = (
     "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal", "pidfd_getfd",
     "move_pages", "migrate_pages", "process_madvise", "process_mrelease", "sched_setaffinity", "sched_setparam",
     "sched_setscheduler", "sched_setattr", "ioprio_set", "setpriority",
-    # what Landlock leaves open: it guards the contents of files, not their modes, owners and times
+    # what Landlock leaves open: it guards the contents of files (lengths only from Linux 6.2 on), not modes or owners
     "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "futimesat",
     "utimensat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr",
-    "removexattrat", "file_setattr", "sync", "syncfs",
+    "removexattrat", "file_setattr", "truncate", "ftruncate", "sync", "syncfs",
     # more than was given
     "setrlimit", "unshare", "setns", "mount", "umount2", "chroot", "pivot_root", "keyctl", "add_key", "request_key",
     "bpf", "perf_event_open", "io_uring_setup", "userfaultfd", "personality", "reboot", "swapon", "swapoff",
@@ -71,7 +71,7 @@ def available() -> tuple[str, ...]:
     layers = ["limits"] if find_spec("resource") else []
     if sys.platform == "linux":
         layers.append("capabilities")
-        if find_spec("landlock") and _works(lambda: landlock_version() >= 3):
+        if find_spec("landlock") and _works(lambda: landlock_version() >= 1):
             layers.append("landlock")
         if find_spec("pyseccomp") and _works(seccomp_library):
             layers.append("seccomp")

@@ -34,7 +34,7 @@ MEMORY = 8 << 30  # bytes of address space of a grading process, whatever a solu
 ADVICE = {
     "limits": "a system with Python's resource module",
     "capabilities": "Linux",
-    "landlock": "Linux 6.2 or newer with Landlock switched on, and pip install 'minitorch-peft[teach]'",
+    "landlock": "Linux 5.13 or newer with Landlock switched on, and pip install 'minitorch-peft[teach]'",
     "seccomp": "the system's package libseccomp2, and pip install 'minitorch-peft[teach]'",
 }
 
