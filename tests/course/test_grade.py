@@ -72,7 +72,7 @@ def scores(results):
 # -- what is refused --------------------------------------------------------------------------------------------
 def test_an_incomplete_sandbox_is_refused_unless_that_is_known(monkeypatch):
     monkeypatch.setattr(sandbox, "available", lambda: ("limits", "capabilities"))
-    with pytest.raises(GradeError, match=r"lacks landlock, seccomp: .*6\.2.*teach.*libseccomp2.*--weak-sandbox"):
+    with pytest.raises(GradeError, match=r"lacks landlock, seccomp: .*5\.13.*teach.*libseccomp2.*--weak-sandbox"):
         grading.layers_for(weak=False)
     assert grading.layers_for(weak=True) == ("limits", "capabilities")
     monkeypatch.setattr(sandbox, "available", lambda: sandbox.ALL_LAYERS)
