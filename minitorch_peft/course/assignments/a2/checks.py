@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from minitorch_peft.course.checks import check
+from minitorch_peft.course.assignments.directions import along
+from minitorch_peft.course.checks import Variant, check
 from minitorch_peft.course.expect import close, equal, require, vjp
 
 SCORES = "kernels.attention.reference:_scores"
@@ -113,7 +114,11 @@ def arguments(case: Case) -> list[Any]:
     return [case[name] for name in ("q", "k", "v", "mask", "causal", "scale")]
 
 
-@check("2.1", "scores: scaled, masked, causal from the right", given=lambda v: {"case": attention_cases(v.max_side)})
+@check(
+    "2.1",
+    "scores: scaled, masked, causal from the last key back",
+    given=lambda v: {"case": attention_cases(v.max_side)},
+)
 def attention_scores(code: Any, case: Case) -> None:
     got, expected = code(SCORES, *arguments(case)), attend(case)["scores"]
     why = None
@@ -248,6 +253,20 @@ def attention_gradients_needed(code: Any, case: Case) -> None:
     ]
     for gradient, name in zip(code(ATTENTION_BACKWARD, *small), expected, strict=True):
         require(gradient.dtype == np.float32, f"float32 arguments give {name} in {gradient.dtype}, expected float32")
+
+
+@check("2.2", "a large example, in one pass")
+def large_attention_gradients(code: Any, variant: Variant) -> None:
+    rng = np.random.default_rng(variant.seed)
+    query, key = (1, 4, 48, 160), (1, 2, 48, 160)
+    q, k, v, g = (rng.standard_normal(shape) for shape in (query, key, key, query))
+    case = Case(q=q, k=k, v=v, g=g, mask=None, causal=True, scale=0.1)
+    got = code(ATTENTION_BACKWARD, *backward_arguments(case))
+    require(len(got) == 3, f"expected three gradients (dq, dk, dv), got {len(got)}")
+    where = f"for q of shape {query} and k and v of shape {key}"
+    along(got[0], lambda x: plain_attention(case, x, k, v), q, g, f"dq {where}", variant.seed)
+    along(got[1], lambda x: plain_attention(case, q, x, v), k, g, f"dk {where}", variant.seed)
+    along(got[2], lambda x: plain_attention(case, q, k, x), v, g, f"dv {where}", variant.seed)
 
 
 # -- 2.3 the cache -------------------------------------------------------------------------------------------
@@ -657,12 +676,30 @@ def models(draw: Draw, side: int) -> Case:
     )
 
 
+def parameter_sizes(case: Case) -> dict[str, int]:
+    """Path to size of every parameter of the model, counted by hand."""
+    fields, llama = case["fields"], case["llama"]
+    C, V = fields["n_embd"], fields["vocab_size"]
+    linear = {f"attn.{name}_proj": (C, C) for name in "qkvo"}
+    linear |= {"mlp.gate_proj": (4 * C, C)} if llama else {}
+    linear |= {"mlp.up_proj": (4 * C, C), "mlp.down_proj": (C, 4 * C)}
+    sizes = {"embed.tokens.weight": V * C} | ({} if llama else {"embed.positions.weight": fields["n_positions"] * C})
+    norms = ["ln_f"]
+    for i in range(fields["n_layer"]):
+        for name, (out, inputs) in linear.items():
+            sizes[f"blocks.{i}.{name}.weight"] = out * inputs
+            sizes |= {} if llama else {f"blocks.{i}.{name}.bias": out}
+        norms += [f"blocks.{i}.ln_1", f"blocks.{i}.ln_2"]
+    sizes |= {f"{norm}.{part}": C for norm in norms for part in (("weight",) if llama else ("weight", "bias"))}
+    return sizes | ({} if fields["tie_word_embeddings"] else {"lm_head.weight": V * C})
+
+
 @check("2.7", "what trains: the top blocks, the final norm, a head of its own", examples=15,
        given=lambda v: {"case": models(v.max_side)})  # fmt: skip
 def what_trains(code: Any, case: Case) -> None:
     got = code("probes:trained", case["fields"], case["llama"], case["top_layers"])
     lowest = case["fields"]["n_layer"] - case["top_layers"]
-    expected = {path: size for path, size in got["all"].items() if is_top(path, lowest)}
+    expected = {path: size for path, size in parameter_sizes(case).items() if is_top(path, lowest)}
     kind = "tied" if case["fields"]["tie_word_embeddings"] else "untied"
     where = f"top_layers={case['top_layers']} of {case['fields']['n_layer']}, {kind} head"
     missing, extra = sorted(expected.keys() - got["chosen"].keys()), sorted(got["chosen"].keys() - expected.keys())

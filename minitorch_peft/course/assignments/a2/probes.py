@@ -131,14 +131,13 @@ def build(fields: dict[str, Any], llama: bool) -> GPT:
 
 
 def trained(fields: dict[str, Any], llama: bool, top_layers: int) -> dict[str, Any]:
-    """Names and sizes: all parameters of the base, those chosen, and what trains once the adapter is attached."""
+    """Names and sizes of the parameters that are chosen, and names of what trains once the adapter is attached."""
     model = build(fields, llama)
     config = PartialConfig(top_layers=top_layers)
-    everything = {name: p.data.size for name, p in model.named_parameters()}
     chosen = {name: int(size) for name, size in partial_targets(model, config).items()}
     adapted = get_peft_model(model, config)
     training = [name for name, p in adapted.named_parameters() if p.requires_grad]
-    return {"all": everything, "chosen": chosen, "training": training}
+    return {"chosen": chosen, "training": training}
 
 
 def linear_gradients(
