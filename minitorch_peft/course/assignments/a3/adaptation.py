@@ -6,7 +6,6 @@ gain(model)                                                          # bits per 
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from minitorch_peft.training.evaluate import evaluate
 BUDGET = 10_000
 STEPS, ROWS, LENGTH = 40, 8, 64
 WARMUP = 5
+RATES = (1e-8, 10.0)  # what a choice may have for its rate
 NAMES = (
     "r", "lora_alpha", "target_modules", "layers_to_transform", "exclude_modules", "use_rslora", "rank_pattern",
     "alpha_pattern",
@@ -56,8 +56,8 @@ def settings_of(choice: Any) -> tuple[LoraConfig, float]:
     lr = settings.pop("lr", None)
     if unknown := sorted(settings.keys() - set(NAMES)):
         raise ValueError(f"unknown settings: {', '.join(unknown)}; there are: lr, {', '.join(NAMES)}")
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be a positive number, got {lr!r}")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not RATES[0] <= lr <= RATES[1]:
+        raise ValueError(f"lr must be a number from {RATES[0]:g} to {RATES[1]:g}, got {_short(lr)}")
     targets = settings.get("target_modules", ["q_proj"])
     if not isinstance(targets, list) and targets != "all-linear":
         raise ValueError('target_modules must be a list of names, or "all-linear"')
@@ -73,6 +73,14 @@ def settings_of(choice: Any) -> tuple[LoraConfig, float]:
     if type(settings.get("use_rslora", False)) is not bool:
         raise ValueError("use_rslora must be True or False")
     return LoraConfig(**settings), float(lr)
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number with too many digits
+        return "a number with thousands of digits"
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _plain_names(setting: str, names: Any) -> None:

@@ -13,6 +13,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from minitorch_peft.course.assignments.a3 import adaptation
+from minitorch_peft.course.assignments.directions import along
 from minitorch_peft.course.checks import Code, Variant, check
 from minitorch_peft.course.expect import Failed, close, equal, require, vjp
 from minitorch_peft.testing import Draw, arrays, shapes
@@ -171,13 +172,36 @@ def forward_float32(code: Code, variant: Variant) -> None:
 
 
 FORMED = "an array of W's size was made: in which order are x, A and B multiplied?"
+WIDTH = 1024
+MARK = 200_000  # bytes that are held before the measured call
+
+
+def wide_layer(seed: int) -> dict[str, Any]:
+    """One row through a layer with far more numbers in W than anywhere else."""
+    rng = np.random.default_rng(seed)
+    sizes = {"x": (1, WIDTH), "weight": (WIDTH, WIDTH), "lora_a": (2, WIDTH), "lora_b": (WIDTH, 2), "grad": (1, WIDTH)}
+    return {name: rng.standard_normal(shape) for name, shape in sizes.items()} | {"bias": None, "scaling": 0.5}
+
+
+def value_within(found: dict[str, Any], because: str) -> Any:
+    """What was computed, if it took less than half of the memory that W takes."""
+    peak = found["peak"]
+    require(
+        found["whole"] is True and peak >= MARK, "the measuring of memory was interrupted",
+        "a solution neither stops nor restarts tracemalloc",
+    )  # fmt: skip
+    limit = WIDTH * WIDTH * 8 // 2
+    require(peak < limit, f"a layer of {WIDTH} x {WIDTH} took {peak:,} bytes for one row", because)
+    return found["value"]
 
 
 @check("3.2", "B A is never formed")
-def forward_memory(code: Code) -> None:
-    width = 256
-    peak = code("probes:forward_peak", width, 2)
-    require(peak < width * width * 8 / 2, f"a layer of {width} x {width} took {peak:,} bytes for one row", FORMED)
+def forward_memory(code: Code, variant: Variant) -> None:
+    layer = wide_layer(variant.seed)
+    y, xa = pair(value_within(code("probes:forward_traced", arguments(layer), MARK), FORMED))
+    low = layer["x"] @ layer["lora_a"].T
+    close(xa, low, f"xa of a layer of {WIDTH} x {WIDTH}")
+    close(y, layer["x"] @ layer["weight"].T + 0.5 * low @ layer["lora_b"].T, f"y of a layer of {WIDTH} x {WIDTH}")
 
 
 # -- 3.3 backward ----------------------------------------------------------------------------------------------------
@@ -228,6 +252,23 @@ def backward_needs(code: Code, case: dict[str, Any], needs: list[bool]) -> None:
             require(value is None, f"{label} is not needed, but it is not None")
 
 
+@check("3.3", "a large example, in one pass")
+def backward_large(code: Code, variant: Variant) -> None:
+    rng = np.random.default_rng(variant.seed)
+    sizes = {"x": (2, 150, 200), "weight": (180, 200), "lora_a": (8, 200), "lora_b": (180, 8), "grad": (2, 150, 180)}
+    case: dict[str, Any] = {name: rng.standard_normal(shape) for name, shape in sizes.items()}
+    case |= {"bias": None, "scaling": 0.5}
+    got = dict(zip(GRADIENTS, backward(code, case, [True, False, False, True, True]), strict=True))
+    layer = {name: value for name, value in case.items() if name != "grad"}
+    for name in ("x", "lora_a", "lora_b"):
+
+        def f(value: np.ndarray, name: str = name) -> Any:
+            return plain(**{**layer, name: value})
+
+        what = f"{GRADIENTS[name]} for x of shape {sizes['x']} and W of shape {sizes['weight']}"
+        along(got[name], f, case[name], case["grad"], what, variant.seed)
+
+
 @check("3.3", "float32 in, float32 out")
 def backward_float32(code: Code, variant: Variant) -> None:
     case = drawn_layer(variant.seed, np.float32)
@@ -240,11 +281,18 @@ def backward_float32(code: Code, variant: Variant) -> None:
 
 
 @check("3.3", "a frozen weight costs no array of its size")
-def backward_memory(code: Code) -> None:
-    width = 256
-    peak = code("probes:backward_peak", width, 2, [True, False, False, True, True])
+def backward_memory(code: Code, variant: Variant) -> None:
+    case = wide_layer(variant.seed)
+    grad, x, weight, a, b, s = (case[name] for name in ("grad", "x", "weight", "lora_a", "lora_b", "scaling"))
+    low = x @ a.T
+    given = [grad, x, low, weight, a, b, s, [True, False, False, True, True]]
     because = "the gradient of the frozen weight, or the product B A, was computed"
-    require(peak < width * width * 8 / 2, f"a layer of {width} x {width} took {peak:,} bytes for one row", because)
+    got = value_within(code("probes:backward_traced", given, MARK), because)
+    require(isinstance(got, list) and len(got) == 5, "five results are due: dx, dweight, dbias, da, db")
+    below = s * (grad @ b)
+    expected = {"dx": grad @ weight + below @ a, "da": below.T @ x, "db": s * (grad.T @ low)}
+    for name, value in expected.items():
+        close(got[list(GRADIENTS.values()).index(name)], value, f"{name} of a layer of {WIDTH} x {WIDTH}")
 
 
 # -- 3.4 merging -----------------------------------------------------------------------------------------------------

@@ -45,28 +45,32 @@ def start(
 
 
 # -- 3.2 and 3.3 the kernels ---------------------------------------------------------------------------------
-def peak_of(compute: Callable[[], Any]) -> int:
-    """The most bytes that were held at once while ``compute`` ran, beyond those held before."""
+def traced(compute: Callable[[], Any], mark: int) -> dict[str, Any]:
+    """What ``compute`` gives, the most bytes that were held at once while it ran, and what became of the trace.
+
+    ``mark`` bytes are held for a moment before it: less than that as the peak means that the peak was reset. ``whole``:
+    whether what was traced before is still traced afterwards.
+    """
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        compute()
-        return tracemalloc.get_traced_memory()[1] - before
+        witness = bytearray(1000)
+        bytearray(mark)
+        value = compute()
+        whole = tracemalloc.is_tracing() and tracemalloc.get_object_traceback(witness) is not None
+        return {"value": value, "peak": tracemalloc.get_traced_memory()[1] - before, "whole": whole}
     finally:
         tracemalloc.stop()
 
 
-def forward_peak(width: int, rank: int) -> int:
-    """Bytes that a forward pass of one row through a (width, width) layer takes."""
-    x, weight, a, b = (np.ones(shape) for shape in ((1, width), (width, width), (rank, width), (width, rank)))
-    return peak_of(lambda: reference.lora_linear_forward(x, weight, None, a, b, 0.5))
+def forward_traced(arguments: list[Any], mark: int) -> dict[str, Any]:
+    """A forward pass, with the bytes that it takes."""
+    return traced(lambda: reference.lora_linear_forward(*arguments), mark)
 
 
-def backward_peak(width: int, rank: int, needs: list[bool]) -> int:
-    """Bytes that its backward pass takes."""
-    x, weight, a, b = (np.ones(shape) for shape in ((1, width), (width, width), (rank, width), (width, rank)))
-    xa, grad, flags = x @ a.T, np.ones((1, width)), tuple(needs)
-    return peak_of(lambda: reference.lora_linear_backward(grad, x, xa, weight, a, b, 0.5, flags))  # type: ignore[arg-type]
+def backward_traced(arguments: list[Any], mark: int) -> dict[str, Any]:
+    """A backward pass, with the bytes that it takes."""
+    return traced(lambda: reference.lora_linear_backward(*arguments[:-1], tuple(arguments[-1])), mark)
 
 
 # -- 3.4 merging ---------------------------------------------------------------------------------------------
