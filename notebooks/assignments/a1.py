@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Assignment A1. Autograd
 #
-# **What will be built.** Adapting a language model means moving some of its parameters, or a few new ones, downhill.
+# **What you will build.** Adapting a language model means moving some of its parameters, or a few new ones, downhill.
 # Every method of this course stands on one number for each parameter: how much the loss changes when that parameter
 # moves a little. In this assignment you write what computes these numbers: six *backward rules* that a GPT needs, the
 # *engine* that walks a graph of operations and runs them, and the *gradient checker* that tells a right rule from a
@@ -27,14 +27,15 @@
 #     # END SOLUTION
 #
 # Write your solution between the two marks, in as many lines as you like, and leave the marks and everything else as
-# they are. What you need beside NumPy (as `np`) is already imported in each file. Tasks can be solved in any order:
-# none needs another, to be checked. In a terminal:
+# they are. What you need besides NumPy (as `np`) is already imported in each file. You can solve the tasks in any
+# order: each one is checked on its own. In a terminal:
 #
 #     minitorch-peft course check              # every task: a table with points
 #     minitorch-peft course check 1.3          # one task: the smallest example that fails, and the likely cause
 #     minitorch-peft course check 1.3 --hint   # a hint; again for a clearer one
 #
-# A task gives all of its points or none. Restart the kernel of this notebook after each change of a file.
+# A task gives all of its points or none, 100 in all. The written questions are marked by a person, and their points
+# come on top of these 100. Restart the kernel of this notebook after each change of a file.
 
 # %%
 from unittest.mock import patch
@@ -82,8 +83,8 @@ def run_rule(function, *inputs, g, **constants):
 # closed form.
 #
 # A good habit for all tasks: (1) write *one* element of $y$ as a formula, (2) differentiate it by *one* element of $x$,
-# (3) put that into the sum above and simplify, (4) only then think of arrays. And hold every shape against the
-# rule: *the gradient has the shape of what it is the gradient of.*
+# (3) put that into the sum above and simplify, (4) only then think of arrays. And check every shape against the
+# rule: *a gradient has the shape of the array that it belongs to.*
 
 # %% [markdown]
 # ## 1.1 Expand, sum and mean
@@ -116,7 +117,7 @@ for reduction in (Sum, Mean):
     print(f"{reduction.__name__} over axis 0:", dx.tolist())
 
 # %% [markdown]
-# Two things to see: what a gradient went through must come back in the input's own shape; and for any $x$ and $g$ the
+# Note two things: a gradient always comes back in the shape of the input; and for any $x$ and $g$ the
 # equation $\langle \mathrm{sum}(x), g\rangle = \langle x, \mathrm{backward}(g) \rangle$ holds, since the sum is
 # linear. Such a pair is called *adjoint*.
 
@@ -139,7 +140,8 @@ assert np.isclose(left, right)
 #
 # **Frozen inputs.** When a weight is frozen, nobody needs its gradient, and this product costs as much as the forward
 # pass: it must not be computed. `ctx.needs_input_grad` has a bool for each input; and `forward` has saved each matrix
-# only where it is needed, so `a, b = ctx.saved` may hold a `None`. Return two values, `None` for an input without need.
+# only where it is needed, so `a, b = ctx.saved` may hold a `None`. Return two values; `None` for an input that needs
+# no gradient.
 #
 # **Hole.** `MatMul.backward` in `minitorch_peft/ops/matmul.py`.
 
@@ -260,10 +262,10 @@ print(dw)
 assert dw[:, 0].tolist() == [1, 4, 0, 1]
 
 # %% [markdown]
-# **Question 1.** A weight may be *tied*: the tiny GPT uses the same matrix to look tokens up and to score the next
-# token. What is the gradient of this matrix, in terms of the gradients of its two uses, and which three of this
-# assignment's tasks rest on the same principle? Which row of the embedding gets a gradient through the lookup, and
-# which rows through the scores?
+# **Question 1** (3 points). A weight may be *tied*: the tiny GPT uses the same matrix to look tokens up and to score
+# the next token. What is the gradient of this matrix, in terms of the gradients of its two uses, and which three of
+# this assignment's tasks rest on the same principle? Which row of the embedding gets a gradient through the lookup,
+# and which rows through the scores?
 #
 # BEGIN SOLUTION(question="a1.q1")
 # The gradient is the sum of those of the two uses: what is used (copied) several times gets the sum of what its
@@ -274,8 +276,9 @@ assert dw[:, 0].tolist() == [1, 4, 0, 1]
 # END SOLUTION
 
 # %% [markdown]
-# **Question 2.** Somebody checks a new softmax with `softmax(x).sum().backward()` and compares `x.grad` with nudges of
-# each element. Name two different wrong backward rules that pass, explain why, and say what to ask instead.
+# **Question 2** (3 points). Someone checks a new softmax with `softmax(x).sum().backward()` and compares `x.grad`
+# with nudges of each element. Name two different wrong backward rules that pass, explain why, and say what to ask
+# instead.
 #
 # BEGIN SOLUTION(question="a1.q2")
 # Summing the output is a cotangent of ones, and the outputs of a softmax always sum to one: the right gradient is
@@ -324,10 +327,10 @@ deep.backward(gradient=np.ones(2))
 print("3000 operations deep: no recursion")
 
 # %% [markdown]
-# **Question 3.** The engine visits each operation once, and each rule costs about as much as its forward. How does
-# the cost of *all* derivatives of one loss by $n$ parameters depend on $n$? What would it cost by nudging each
-# parameter, or by forward mode, and for which shape of function would forward mode be the better choice? What is the
-# price of reverse mode?
+# **Question 3** (4 points). The engine visits each operation once, and each rule costs about as much as its forward.
+# How does the cost of *all* derivatives of one loss by $n$ parameters depend on $n$? What would it cost by nudging
+# each parameter, or by forward mode, and for which shape of function would forward mode be the better choice? What is
+# the price of reverse mode?
 #
 # BEGIN SOLUTION(question="a1.q3")
 # Reverse mode costs a small constant times the forward pass (about two more: one product for each input of a matrix
@@ -337,10 +340,10 @@ print("3000 operations deep: no recursion")
 # END SOLUTION
 
 # %% [markdown]
-# **Question 4.** In this course the base model is frozen, and a method adds few parameters. Take a linear layer
-# $Y = X W^\top$ in the middle of a frozen model whose *first* layers carry an adapter. Which of the two products of
-# 1.2 does the backward pass still compute at this layer, and which not? Which arrays need not be kept? So what does
-# lightweight fine-tuning save in the backward pass, and what does it not save?
+# **Question 4** (3 points). In this course the base model is frozen, and a method adds few parameters. Take a linear
+# layer $Y = X W^\top$ in the middle of a frozen model whose *first* layers carry an adapter. Which of the two
+# products of 1.2 does the backward pass still compute at this layer, and which not? Which arrays need not be kept? So
+# what does lightweight fine-tuning save in the backward pass, and what does it not save?
 #
 # BEGIN SOLUTION(question="a1.q4")
 # The gradient of X is still computed, as the adapter lies before this layer and its gradient must pass through; the
@@ -478,8 +481,8 @@ assert 1.8 < slopes[0] < 2.2 and 3.6 < slopes[1] < 4.4
 assert better[at] < 1e-9 < plain[at]
 
 # %% [markdown]
-# **Question 5.** Explain both arms of the V. Where is the best step for $D(h)$, as a power of the machine precision ε,
-# and where for the extrapolated difference? Why do gradient checks need float64?
+# **Question 5** (4 points). Explain both arms of the V. Where is the best step for $D(h)$, as a power of the machine
+# precision ε, and where for the extrapolated difference? Why do gradient checks need float64?
 #
 # BEGIN SOLUTION(question="a1.q5")
 # Right arm: Taylor's series is cut; the error is c h² for D(h), c' h⁴ for the combination (1 point). Left arm: each
@@ -626,8 +629,8 @@ assert abs(bits["cross-entropy: ignores the incoming gradient"] - bits["your rul
 # invisible; a wrong direction that still points somewhat downhill learns, only less. Which of the curves would you have
 # noticed without the others to compare with?
 #
-# **Question 6.** Use the experiment: why is a falling loss no proof that a gradient is right? Which of the three
-# mistakes does AdamW hide, why, and would plain gradient descent show it? What should come first when you
+# **Question 6** (3 points). Use the experiment: why is a falling loss no proof that a gradient is right? Which of the
+# three mistakes does AdamW hide, why, and would plain gradient descent show it? What should come first when you
 # implement an adaptation method by hand, the training run or the gradient check?
 #
 # BEGIN SOLUTION(question="a1.q6")
@@ -641,9 +644,9 @@ assert abs(bits["cross-entropy: ignores the incoming gradient"] - bits["your rul
 # END SOLUTION
 
 # %% [markdown]
-# **Question 7.** Adaptation in general: given a pretrained model with parameters $\theta$ and examples of a task, we
-# look for $\gamma$ that minimises the mean loss $\ell(\gamma, \theta, x, y)$. Name the three ways to adapt by *what
-# trains*, say what $\gamma$ is in each, and how much of the backward pass each needs.
+# **Question 7** (3 points). Adaptation in general: given a pretrained model with parameters $\theta$ and examples of
+# a task, we look for $\gamma$ that minimises the mean loss $\ell(\gamma, \theta, x, y)$. Name the three ways to adapt
+# by *what trains*, say what $\gamma$ is in each, and how much of the backward pass each needs.
 #
 # BEGIN SOLUTION(question="a1.q7")
 # Probing: $\gamma$ is a head on frozen representations; the backward pass ends at the head, nothing goes through the
@@ -654,9 +657,9 @@ assert abs(bits["cross-entropy: ignores the incoming gradient"] - bits["your rul
 # END SOLUTION
 
 # %% [markdown]
-# **Question 8.** GPT-3 has 175 billion parameters. In float32, how much memory do the weights, their gradients and
-# AdamW's two running means take in full fine-tuning? How much is to be *stored* for each of 100 tasks? Redo both for a
-# method that trains 0.1 % of the parameters. Which of the numbers does the method hardly change?
+# **Question 8** (4 points). GPT-3 has 175 billion parameters. In float32, how much memory do the weights, their
+# gradients and AdamW's two running means take in full fine-tuning? How much is to be *stored* for each of 100 tasks?
+# Redo both for a method that trains 0.1 % of the parameters. Which of the numbers does the method hardly change?
 #
 # BEGIN SOLUTION(question="a1.q8")
 # Weights 4 bytes each: 700 GB; gradients 700 GB; two means 1,400 GB: 2.8 TB, without activations (1 point). To store:

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # A2. A GPT and fine-tuning it
 #
-# **What will be built.** The parts that stand between a stack of linear layers and a language model that learns a new
+# **What you will build.** The parts that stand between a stack of linear layers and a language model that learns a new
 # task: attention and its gradient, the cache that makes writing fast, the loss that counts the answer and not the
 # prompt, the optimizer, the way tokens are drawn, and freezing. At the end a small GPT that has read modern English
 # learns the English of 1395 from a hundred verses, once with all of its weights and once with its lower layers frozen.
@@ -43,7 +43,8 @@
 # | 2.6 | Top-k and top-p sampling | 12 | 30 |
 # | 2.7 | Freezing | 10 | 25 |
 #
-# The tasks can be solved in any order; only 2.2 needs 2.1. **Time:** about four hours with the questions.
+# You can solve the tasks in any order, except that 2.2 needs 2.1. The written questions are marked by a person, and
+# their points come on top of the 100 points of the tasks. **Time:** about four hours with the questions.
 # **Needs:** `pip install minitorch-peft[data]`.
 
 # %%
@@ -73,18 +74,19 @@ model = GPT.from_pretrained("tiny-0.25m")
 #
 # Four things make this more than one line.
 #
-# - **Causality, from the right.** With $T$ queries and $S$ keys, where $S \ge T$ because a cache or a prefix stands in
-#   front, the *last* query sees the *last* key, the query before it one key less. With $T = S$ that is the usual
-#   triangle. Draw it for $T = 2$, $S = 5$ before writing code.
+# - **Causality, from the right.** There are $T$ queries and $S$ keys; often $S > T$, because a cache or a prefix stands
+#   in front. The *last* query sees the *last* key, the query before it one key fewer, and so on. With $T = S$ that is
+#   the usual triangle. Queries may also outnumber keys: then the first $T - S$ queries see nothing. Draw both $T = 2$,
+#   $S = 5$ and $T = 5$, $S = 2$ before you write code.
 # - **Masks** come in two kinds: bool (true: the key may be seen) and float (added to the scores, $-\infty$ to hide).
-#   Either broadcasts, and either may stand beside causality.
+#   Either kind broadcasts, and either may be combined with causality.
 # - **Grouped heads.** Keys and values may have fewer heads than queries; several query heads in a row read the same
 #   one. The helper `_repeat` shows which.
 # - **Numbers.** $e^{S_{ij}}$ overflows for scores of a few hundred. And a row in which nothing may be seen (a pad at
 #   the start of a row, say) would be $0/0$: its output shall be zeros.
 #
-# Beside the output, the kernel returns $\ell_i = \log \sum_j e^{S_{ij}}$, the log-sum-exp of each row. It is one number
-# for a query, where $P$ is $S$ of them, and 2.2 shows that it is all that the gradient needs to keep.
+# Besides the output, the kernel returns $\ell_i = \log \sum_j e^{S_{ij}}$, the log-sum-exp of each row. It is one
+# number for each query, where $P$ has $S$ of them, and 2.2 shows that the gradient needs to keep no more than that.
 #
 # **Write** `_scores` and `attention_forward` in `kernels/attention/reference.py`.
 
@@ -333,9 +335,9 @@ assert trainable["top 0"] == 2 * 64, "the final norm alone: this model's head is
 # Answer in a few sentences each.
 
 # %% [markdown]
-# **Question 1.** A GPT-3 of 175 billion parameters is fine-tuned in full, for one task, with AdamW in float32. What
-# must be held in memory besides the activations, and how much is it? Name three reasons why full fine-tuning became
-# impractical for such models that are not memory during training.
+# **Question 1** (4 points). A GPT-3 of 175 billion parameters is fine-tuned in full, for one task, with AdamW in
+# float32. What must be held in memory besides the activations, and how much is it? Apart from memory during training,
+# name three reasons why full fine-tuning became impractical for such models.
 #
 # BEGIN SOLUTION(question="a2.q1")
 # *4 points.* Weights, gradients and AdamW's two means: four numbers a parameter (1 point), 16 bytes, so 175 · 10⁹ · 16
@@ -347,9 +349,9 @@ assert trainable["top 0"] == 2 * 64, "the final norm alone: this model's head is
 # END SOLUTION
 
 # %% [markdown]
-# **Question 2.** In-context learning also "learns" a task from examples. What changes in the model, and where does
-# what was learned live? Why is it called *emergent*? Give two observations which suggest that it is not learning in
-# the sense of this assignment.
+# **Question 2** (4 points). In-context learning also "learns" a task from examples. What changes in the model, and
+# where does what was learned live? Why is it called *emergent*? Give two observations which suggest that it is not
+# learning in the sense of this assignment.
 #
 # BEGIN SOLUTION(question="a2.q2")
 # *4 points.* Nothing changes in the weights: there is no gradient (1 point). What was learned lives in the
@@ -362,7 +364,7 @@ assert trainable["top 0"] == 2 * 64, "the final norm alone: this model's head is
 # END SOLUTION
 
 # %% [markdown]
-# **Question 3.** Name the four downsides of prompting. For each, say whether fine-tuning removes it.
+# **Question 3** (4 points). Name the four downsides of prompting. For each, say whether fine-tuning removes it.
 #
 # BEGIN SOLUTION(question="a2.q3")
 # *4 points, one for each downside with its verdict.* (1) Inefficiency: the prompt is processed again at every
@@ -374,9 +376,9 @@ assert trainable["top 0"] == 2 * 64, "the final norm alone: this model's head is
 # END SOLUTION
 
 # %% [markdown]
-# **Question 4.** A student writes: "LoRA trains less than a hundredth of the parameters, so its backward pass is a
-# hundred times cheaper." Correct this with what you found in 2.7. Where in the model would a method have to put its
-# parameters in order to save the backward pass of the base as well?
+# **Question 4** (4 points). A student writes: "LoRA trains less than a hundredth of the parameters, so its backward
+# pass is a hundred times cheaper." Correct this with what you found in 2.7. Where in the model would a method have to
+# put its parameters in order to save the backward pass of the base as well?
 #
 # BEGIN SOLUTION(question="a2.q4")
 # *4 points.* Per frozen linear layer only one of the two large products is saved, that of the weight's gradient (1
@@ -388,9 +390,9 @@ assert trainable["top 0"] == 2 * 64, "the final norm alone: this model's head is
 # END SOLUTION
 
 # %% [markdown]
-# **Question 5.** The conditional objective leaves the prompt's tokens out of the loss. What would be learned if they
-# counted too, and when might that help? Why must pads be left out of the loss *and* of attention, and why does
-# right-padding get away without the latter in a causal model?
+# **Question 5** (4 points). The conditional objective leaves the prompt's tokens out of the loss. What would be
+# learned if they counted too, and when might that help? Why must pads be left out of the loss *and* of attention, and
+# why does right-padding get away without the latter in a causal model?
 #
 # BEGIN SOLUTION(question="a2.q5")
 # *4 points.* With the prompt counted, the model also learns to write prompts: capacity and gradient go into modelling
@@ -403,9 +405,9 @@ assert trainable["top 0"] == 2 * 64, "the final norm alone: this model's head is
 # END SOLUTION
 
 # %% [markdown]
-# **Question 6.** Five-digit additions fail under plain few-shot prompts and succeed more often with a chain of
-# thought. Explain this with what a causal model can compute for one token, and for many. What is *zero-shot* chain of
-# thought, and how does it compare?
+# **Question 6** (3 points). Five-digit additions fail under plain few-shot prompts and succeed more often with a
+# chain of thought. Explain this with what a causal model can compute for one token, and for many. What is *zero-shot*
+# chain of thought, and how does it compare?
 #
 # BEGIN SOLUTION(question="a2.q6")
 # *3 points.* For one token the model has a fixed amount of computation, as many steps in sequence as layers: carrying
@@ -416,8 +418,8 @@ assert trainable["top 0"] == 2 * 64, "the final norm alone: this model's head is
 # END SOLUTION
 
 # %% [markdown]
-# **Question 7.** Order probing, partial fine-tuning and full fine-tuning by what they may change. Which would you try
-# first with 50 examples, and which with a million? What has early stopping in common with freezing?
+# **Question 7** (4 points). Order probing, partial fine-tuning and full fine-tuning by what they may change. Which
+# would you try first with 50 examples, and which with a million? What has early stopping in common with freezing?
 #
 # BEGIN SOLUTION(question="a2.q7")
 # *4 points.* Probing trains a head on frozen representations, partial fine-tuning the top blocks too, full fine-tuning
