@@ -291,6 +291,27 @@ MATMUL = Proof(
 
 SOFTMAX = Proof(
     wrong={
+        "leaves the gradient to the engine": {
+            "1.3b": """
+            from minitorch_peft.autograd.tensor import Tensor
+
+            x = Tensor(np.log(np.maximum(y, np.finfo(y.dtype).tiny)), requires_grad=True)
+            e = x.exp()
+            (e / e.sum(-1, keepdim=True)).backward(grad)
+            return x.grad
+            """
+        },
+        "complex steps over every element": {
+            "1.3b": """
+            x, dx = np.log(np.maximum(y, np.finfo(y.dtype).tiny)), np.empty_like(y)
+            for i in np.ndindex(x.shape):
+                step = x.astype(complex)
+                step[i] += 1e-30j
+                e = np.exp(step)
+                dx[i] = np.sum(grad * (e / e.sum(-1, keepdims=True)).imag) * 1e30
+            return dx
+            """
+        },
         "does not subtract the maximum": {
             "1.3a": """
             e = np.exp(x)

@@ -122,8 +122,24 @@ STARTS = Proof(
 )
 
 
+def formed(before: str, after: str) -> dict[str, str]:
+    """A solution of 3.2 that forms the effective weight, with something done to the measuring of memory."""
+    lines = [
+        "import tracemalloc",
+        before,
+        "y = x @ (weight + x.dtype.type(scaling) * (lora_b @ lora_a)).T",
+        after,
+        "return y if bias is None else y + bias, x @ lora_a.T",
+    ]
+    return {"3.2": "\n".join(line for line in lines if line)}
+
+
 FORWARD = Proof(
     wrong={
+        "B A is formed behind a stopped trace": formed("tracemalloc.stop()", ""),
+        "B A is formed, and the trace restarted": formed("tracemalloc.stop()", "tracemalloc.start()"),
+        "B A is formed, and the trace cleared": formed("", "tracemalloc.clear_traces()"),
+        "B A is formed, and the peak reset": formed("", "tracemalloc.reset_peak()"),
         "the scaling is forgotten": {
             "3.2": """
             xa = x @ lora_a.T
@@ -293,6 +309,31 @@ DA, DB = "s * (g @ lora_b).T @ rows", "s * (g.T @ u)"
 
 BACKWARD = Proof(
     wrong={
+        "leaves the gradients to the engine": {
+            "3.3": """
+            from minitorch_peft.autograd.tensor import Tensor
+
+            inputs = (x, weight, np.zeros(len(weight), x.dtype), lora_a, lora_b)
+            tensors = [Tensor(a, requires_grad=need) for a, need in zip(inputs, needs)]
+            if any(needs):
+                X, W, b, A, B = tensors
+                (X @ W.mT + b + (X @ A.mT) @ B.mT * float(scaling)).backward(grad)
+            return tuple(t.grad for t in tensors)
+            """
+        },
+        "complex steps over every element": {
+            "3.3": """
+            inputs = [x, weight, np.zeros(len(weight), x.dtype), lora_a, lora_b]
+            results = [np.empty_like(a) if need else None for a, need in zip(inputs, needs)]
+            for n, result in enumerate(results):
+                for i in np.ndindex(inputs[n].shape) if needs[n] else ():
+                    x_, w_, b_, a_, B_ = (a.astype(complex) if m == n else a for m, a in enumerate(inputs))
+                    (x_, w_, b_, a_, B_)[n][i] += 1e-30j
+                    y = x_ @ w_.T + b_ + scaling * ((x_ @ a_.T) @ B_.T)
+                    result[i] = np.sum(grad * y.imag) * 1e30
+            return tuple(results)
+            """
+        },
         "the scaling is missing in dA": gradients(DX, DW, DBIAS, "(g @ lora_b).T @ rows", DB),
         "the scaling is missing in dB": gradients(DX, DW, DBIAS, DA, "g.T @ u"),
         "the scaling is missing in dx": gradients(
