@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
@@ -23,9 +24,10 @@ from minitorch_peft.course.library import Library
 from minitorch_peft.course.manifest import load
 from minitorch_peft.course.process import Limits
 from minitorch_peft.course.runner import NOT_DONE, Outcome, TaskResult, drawing
+from minitorch_peft.course.teacher import build
 from minitorch_peft.course.teacher import grade as grading
 from minitorch_peft.course.teacher.grade import GradeError
-from minitorch_peft.course.teacher.results import Result
+from minitorch_peft.course.teacher.results import SCHEMA, Result
 from minitorch_peft.course.teacher.submission import read
 
 A1 = load("a1")
@@ -77,6 +79,13 @@ def test_an_incomplete_sandbox_is_refused_unless_that_is_known(monkeypatch):
     assert grading.layers_for(weak=True) == ("limits", "capabilities")
     monkeypatch.setattr(sandbox, "available", lambda: sandbox.ALL_LAYERS)
     assert grading.layers_for(weak=False) == sandbox.ALL_LAYERS
+
+
+def test_an_autograders_image_says_whether_its_sandbox_is_complete(monkeypatch, capsys):
+    monkeypatch.setattr(sandbox, "available", lambda: sandbox.ALL_LAYERS)
+    assert grading.main() == 0 and capsys.readouterr().out.startswith("the sandbox is complete: limits, ")
+    monkeypatch.setattr(sandbox, "available", lambda: ("limits", "capabilities", "seccomp"))
+    assert grading.main() == 1 and "lacks landlock" in capsys.readouterr().err
 
 
 def test_missing_submissions_and_equal_names_are_refused(tmp_path, hand_in):
@@ -284,6 +293,35 @@ def test_the_command_grades_reports_and_tells_gradescope(tmp_path, hand_in, monk
     other = CliRunner().invoke(app, [*command, *OPTIONS, "--seed", str(seed + 1)])
     assert other.exit_code == 2 and f"holds results of seed {seed}" in other.output
     assert CliRunner().invoke(app, [*command, *OPTIONS]).exit_code == 0  # goes on with the same
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not WHOLE, reason="needs the whole sandbox")
+def test_the_autograder_grades_as_gradescope_runs_it(tmp_path, hand_in):
+    """The zip's files, installed as ``setup.sh`` does, but beside this environment's packages; then its own script."""
+    home = tmp_path / "autograder"
+    for name, data in build.autograder(A1, seed=7).items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(data)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", home / "lib", home / "source"], check=True, capture_output=True, cwd=home)
+    command = home / "venv" / "bin" / "minitorch-peft"
+    command.parent.mkdir(parents=True)
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m minitorch_peft.cli "$@"\n')
+    command.chmod(0o755)
+    (home / "submission").mkdir()
+    hand_in("anna").rename(home / "submission" / "reference.py")
+    environment = {**os.environ, "AUTOGRADER": str(home), "PYTHONPATH": str(home / "lib")}
+    done = subprocess.run(["bash", home / "run_autograder"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((home / "results" / "results.json").read_text())
+    jsonschema.validate(table, SCHEMA)
+    assert table["score"] == 18 and "seed 7" in done.stdout
+    assert {t["number"] for t in table["tests"] if t["status"] == "passed"} == {"1.3", "1.6"}
+    checked = [sys.executable, "-P", "-m", "minitorch_peft.course.teacher.grade"]  # the end of setup.sh
+    assert "-m minitorch_peft.course.teacher.grade" in (home / "setup.sh").read_text()
+    done = subprocess.run(checked, env=environment, capture_output=True, text=True, cwd=home)
+    assert done.stdout.startswith("the sandbox is complete"), done.stderr
 
 
 @pytest.mark.parametrize(

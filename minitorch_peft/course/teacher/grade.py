@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -335,3 +336,17 @@ def scratch_in(out: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def main() -> int:
+    """Say whether submissions can be graded here, as an autograder's image does when it is built."""
+    try:
+        print(f"the sandbox is complete: {', '.join(layers_for(weak=False))}")
+    except GradeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
