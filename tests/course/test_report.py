@@ -53,6 +53,7 @@ def test_everything_of_a_students_is_escaped():
 
 def test_a_students_page_tells_what_failed_and_hides_hidden_inputs():
     page = report.student_page(A1, result("anna"))
+    assert "Written questions are marked by your teacher." in page
     assert "90 <small>of 100 points</small>" in page and "the sign" in page and "x = &lt;script" in page
     hidden = Outcome("two", "hidden", False, "f is 1", "the sign", "x = secret")
     first = replace(result("anna").tasks[0], outcomes=[hidden], printed="x = secret")

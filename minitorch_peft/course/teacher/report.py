@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from minitorch_peft.course.manifest import Assignment, Task, load
 from minitorch_peft.course.marks import task_of
-from minitorch_peft.course.teacher.results import MARKS, Result, class_csv, remarks, told, write_text
+from minitorch_peft.course.teacher.results import MARKS, WRITTEN, Result, class_csv, remarks, told, write_text
 from minitorch_peft.course.teacher.similarity import Pair, similar
 from minitorch_peft.course.teacher.submission import is_hole
 
@@ -55,7 +55,13 @@ def student_page(assignment: Assignment, result: Result) -> str:
             sources[task_of(id)].append((id, textwrap.dedent(source)))
     tasks = [told(task) for task in result.tasks]
     return render(
-        "student.html", assignment=assignment, result=result, remarks=remarks(result), tasks=tasks, sources=sources
+        "student.html",
+        assignment=assignment,
+        result=result,
+        remarks=remarks(result),
+        tasks=tasks,
+        sources=sources,
+        written=WRITTEN,
     )
 
 

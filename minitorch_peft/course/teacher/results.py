@@ -16,6 +16,7 @@ from minitorch_peft.formats.files import FileFormatError, atomic_write, read_jso
 FORMAT = 1  # of stored results
 SHOWN = 600  # characters of a message, and of what was printed
 CONCEALED = "not shown, as it could give another task's solution away: `minitorch-peft course check` shows it for yours"
+WRITTEN = "Written questions are marked by your teacher."
 MARKS = {"passed": "✓", "failed": "✗", "not done": "○"}
 
 
@@ -192,7 +193,7 @@ def gradescope(result: Result) -> dict[str, Any]:
     """
     import jsonschema
 
-    general = "Each task is all or nothing. Hidden examples ask what the public ones ask."
+    general = f"Each task is all or nothing. Hidden examples ask what the public ones ask. {WRITTEN}"
     table = {
         "score": result.score,
         "execution_time": result.seconds,
