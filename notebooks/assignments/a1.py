@@ -28,7 +28,8 @@
 #
 # Write your solution between the two marks, in as many lines as you like, and leave the marks and everything else as
 # they are. What you need besides NumPy (as `np`) is already imported in each file. You can solve the tasks in any
-# order: each one is checked on its own. In a terminal:
+# order: each one is checked on its own, and while 1.1 to 1.6 are checked there is no engine: their gradients are
+# to be derived by hand. In a terminal:
 #
 #     minitorch-peft course check              # every task: a table with points
 #     minitorch-peft course check 1.3          # one task: the smallest example that fails, and the likely cause

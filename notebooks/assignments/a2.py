@@ -135,7 +135,8 @@ print(f"{(guesses[:-1] == ids[0, 1:]).mean():.0%} of the tokens guessed")
 # written and read. A key head that several query heads read gets a gradient from each of them. And where nobody needs
 # a gradient (`needs`), nothing is computed: return `None`.
 #
-# **Write** `attention_backward` and `_sum_groups` in `kernels/attention/reference.py`.
+# **Write** `attention_backward` and `_sum_groups` in `kernels/attention/reference.py`. (While they are checked, the
+# library's engine is not there to do it for you.)
 
 # %%
 q, k, v = (mp.tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((1, 4, 3, 5), *[(1, 2, 6, 5)] * 2))

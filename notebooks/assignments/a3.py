@@ -134,7 +134,8 @@ assert xa.shape == (R, r)
 #
 # **The hole** is in `kernels/lora/reference.py`, in `lora_linear_backward`. `needs` says which of (dx, dweight,
 # dbias, da, db) are wanted; the others are `None` and cost nothing. Any number of axes may stand in front of the last
-# one: `rows_of` makes rows of them, and dx gets them back.
+# one: `rows_of` makes rows of them, and dx gets them back. (While this task is checked, the library's engine is not
+# there to do it for you.)
 
 # %%
 leaf = {
