@@ -52,7 +52,7 @@ def grade(
     Examples:
 
         minitorch-peft course grade submissions/*
-        minitorch-peft course grade submissions/*.zip --out graded --assignment a1 --seed 20261122 --jobs 4
+        minitorch-peft course grade submissions/*.zip --out graded --assignment a1 --jobs 4
     """
     require_all()
     from minitorch_peft.course.manifest import load

@@ -43,7 +43,7 @@ def build(
     Examples:
 
         minitorch-peft course build a1
-        minitorch-peft course build a1 --autograder --seed 20261122
+        minitorch-peft course build a1 --autograder
     """
     require("jupytext")
     require("hypothesis")
