@@ -165,10 +165,9 @@ def forward_values(code: Code, layer: dict[str, Any]) -> None:
 def forward_float32(code: Code, variant: Variant) -> None:
     layer = drawn_layer(variant.seed, np.float32)
     exact = plain(**{name: v if name == "scaling" else v.astype(np.float64) for name, v in layer.items()})
-    for scaling in (0.3, np.float64(0.3)):
-        y, xa = pair(code(FORWARD, *arguments({**layer, "scaling": scaling})))
-        close(y, exact.astype(np.float32), "y", rtol=1e-5, atol=1e-6)
-        close(xa, layer["x"] @ layer["lora_a"].T, "xa", rtol=1e-5, atol=1e-6)
+    y, xa = pair(code(FORWARD, *arguments(layer)))
+    close(y, exact.astype(np.float32), "y", rtol=1e-5, atol=1e-6)
+    close(xa, layer["x"] @ layer["lora_a"].T, "xa", rtol=1e-5, atol=1e-6)
 
 
 FORMED = "an array of W's size was made: in which order are x, A and B multiplied?"
@@ -274,10 +273,9 @@ def backward_float32(code: Code, variant: Variant) -> None:
     case = drawn_layer(variant.seed, np.float32)
     case["grad"] = np.random.default_rng(variant.seed + 1).standard_normal((2, 3, 5)).astype(np.float32)
     exact = {name: v if name == "scaling" else v.astype(np.float64) for name, v in case.items()}
-    for scaling in (0.3, np.float64(0.3)):
-        got = backward(code, {**case, "scaling": scaling}, [True] * 5)
-        for value, (name, label) in zip(got, GRADIENTS.items(), strict=True):
-            close(value, gradient(exact, name).astype(np.float32), label, rtol=1e-5, atol=1e-5)
+    got = backward(code, case, [True] * 5)
+    for value, (name, label) in zip(got, GRADIENTS.items(), strict=True):
+        close(value, gradient(exact, name).astype(np.float32), label, rtol=1e-5, atol=1e-5)
 
 
 @check("3.3", "a frozen weight costs no array of its size")
