@@ -45,7 +45,7 @@
 #
 # You can solve the tasks in any order, except that 2.2 needs 2.1. The written questions are marked by a person, and
 # their points come on top of the 100 points of the tasks. **Time:** about four hours with the questions.
-# **Needs:** `pip install minitorch-peft[data]`.
+# **Needs:** the installation in the README.
 
 # %%
 import time

@@ -31,7 +31,7 @@
 # 3.6. The cells below use your solutions: run them as you go. The written questions are marked by a person, and their
 # points come on top of the 100 points of the tasks.
 #
-# **Time:** about three hours. **Needs:** `pip install 'minitorch-peft[course,data]'`.
+# **Time:** about three hours. **Needs:** the installation in the README.
 #
 # ## Notation
 # A linear layer has a weight $W$ $(N, K)$, stored as (out, in), and perhaps a bias $b$ $(N)$. For input rows $x$ $(R,
