@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -126,9 +125,9 @@ def test_the_prints_of_a_process_are_kept_short_and_harmless(started):
     assert process.printed == "\ufffd[2J" + "x" * 96
 
 
-def test_only_python_and_its_packages_can_be_read():
+def test_only_python_and_its_packages_can_be_read(tmp_path):
     hidden = [str(PACKAGE), str(KERNELS)]
-    paths = sandbox.readable_paths(tempfile.gettempdir(), hidden)
+    paths = sandbox.readable_paths(str(tmp_path), hidden)
     assert not any(h == p or h.startswith(p + os.sep) for h in hidden for p in paths)
     assert os.path.realpath(os.path.expanduser("~")) not in paths and "/" not in paths
 
