@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -60,3 +61,16 @@ def test_the_method_in_thirty_lines_learns(monkeypatch):
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)]+)\)", README))
 def test_every_link_of_the_readme_leads_somewhere(path):
     assert (Path(__file__).parents[1] / path).exists()
+
+
+TEACHING = (Path(__file__).parents[1] / "docs" / "teaching.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^(?:\.venv/bin/)?minitorch-peft (course \w+|\w+)(.*)$", TEACHING, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", sorted({name for name, _ in COMMANDS}))
+def test_the_commands_of_the_teachers_page_exist_with_their_options(command):
+    help = [sys.executable, "-P", "-m", "minitorch_peft.cli", *command.split(), "--help"]
+    known = subprocess.run(help, capture_output=True, text=True, check=True, env={"COLUMNS": "200"}).stdout
+    for options in (rest for name, rest in COMMANDS if name == command):
+        for option in re.findall(r"--[\w-]+", options):
+            assert option in known, f"{command} has no {option}"
