@@ -1,4 +1,4 @@
-"""The command line: ``minitorch-peft pretrain | adapt | compare | generate | merge | inspect``."""
+"""The command line: ``minitorch-peft pretrain | adapt | compare | generate | merge | inspect | course``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``minitorch-peft course prove``: what a teacher runs. A handout has neither this file nor ``course/teacher``."""
+"""``minitorch-peft course build`` and ``prove``: a teacher's. A handout has neither this nor ``course/teacher``."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def prove(
     manifest = the_assignment(assignment)
     tasks = [manifest.task(id) for id in task] if task else list(manifest.tasks)
     found: dict[str, list[Verdict]] = {t.id: [] for t in tasks}
-    for _, verdict in track(verdicts(manifest, tasks, seed, jobs), console=screen.err, description=manifest.id):
+    for verdict in track(verdicts(manifest, tasks, seed, jobs), console=screen.err, description=manifest.id):
         found[verdict.case.task].append(verdict)
     screen.say(proof_table(manifest.id, found))
     bad = [v for several in found.values() for v in several if not v.good]

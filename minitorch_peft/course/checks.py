@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -163,15 +164,10 @@ def in_this_process(assignment: Assignment) -> Code:
         functions: list[Callable] = []
         frame = wire.pack({"args": args, "kwargs": kwargs}, functions)
         given = carried(frame, lambda i, arguments: carried(wire.pack(functions[i](*arguments))))
-        outcome = worker.perform(assignment.probes_module, target, given["args"], given["kwargs"])
-        try:
-            return carried(wire.pack(outcome))
-        except wire.WireError as error:
-            return {"error": "returned", "message": str(error), "lines": []}
+        return carried(worker.packed(worker.perform(assignment.probes_module, target, given["args"], given["kwargs"])))
 
     return Code(perform)
 
 
 def carried(frame: bytes, call: Callable[[int, list], Any] | None = None) -> Any:
-    header_size, _ = wire.HEAD.unpack(frame[: wire.HEAD.size])
-    return wire.unpack(frame[wire.HEAD.size :], header_size, call)
+    return wire.receive(io.BytesIO(frame), call)

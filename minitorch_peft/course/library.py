@@ -6,6 +6,7 @@ import compileall
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import minitorch_peft
@@ -38,18 +39,18 @@ def sources() -> dict[str, Path]:
     return files | {f"kernels/{p.relative_to(KERNELS).as_posix()}": p for p in sorted(KERNELS.rglob("*.py"))}
 
 
-def solutions(kind: str = "task") -> dict[str, Place]:
+def solutions() -> dict[str, Place]:
     """Every marked region of the package: id to its file (from the repository's root) and lines.
 
     Raises MarkError, naming the file, where marks do not pair up.
     """
-    found, broken = survey(kind)
+    found, broken = survey()
     if broken:
         raise marks.MarkError(next(iter(broken.values())))
     return found
 
 
-def survey(kind: str = "task") -> tuple[dict[str, Place], dict[str, str]]:
+def survey() -> tuple[dict[str, Place], dict[str, str]]:
     """The sound regions of the package, and what is wrong with the others, by id."""
     found: dict[str, Place] = {}
     broken: dict[str, str] = {}
@@ -60,7 +61,7 @@ def survey(kind: str = "task") -> tuple[dict[str, Place], dict[str, str]]:
         regions, wrong = marks.scan(text)
         broken |= {id: f"{name}: {message}" for id, message in wrong.items()}
         for region in regions.values():
-            if region.kind != kind:
+            if region.kind != "task":
                 continue
             if region.id in found:
                 broken[region.id] = f"{name}: the solution of {region.id} is in {found[region.id][0]} too"
@@ -118,6 +119,7 @@ class Library:
             path.write_text(text, encoding="utf-8")
         return root
 
+    @cached_property
     def broken_files(self) -> list[str]:
         """The marked files that are no Python. (Compiles them: for one's own library, not for a stranger's.)"""
         names = dict.fromkeys(name for name, _ in self.regions.values())

@@ -128,11 +128,10 @@ def judge_own(
     """
     if damaged := [message for id, message in library.broken.items() if marks.task_of(id) == task.id]:
         return failed(task, damaged[0], "each mark must stay as it was, alone on its line")
-    broken = library.broken_files()
     holes = {
         region: assignment.task(place.task).hole()
         for region, (name, place) in library.regions.items()
-        if name in broken and place.task != task.id
+        if name in library.broken_files and place.task != task.id
     }
     root = library.spliced({**holes, **closed_to(library, task)})
     return run_task(assignment, task, root, [variant], layers)

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 from minitorch_peft.course import wire
 
@@ -35,18 +35,18 @@ def serve(probes: str) -> None:
             request = wire.receive(requests, callback)
         except EOFError:
             return
-        answer(answers, perform(probes, request["target"], request["args"], request["kwargs"]))
+        answers.write(packed(perform(probes, request["target"], request["args"], request["kwargs"])))
+        answers.flush()
 
 
-def answer(stream: IO[bytes], outcome: dict[str, Any]) -> None:
+def packed(outcome: dict[str, Any]) -> bytes:
+    """The frame of an outcome; of one that the wire does not carry, the frame that says so."""
     try:
-        frame = wire.pack(outcome)
+        return wire.pack(outcome)
     except wire.WireError as error:
-        frame = wire.pack({"error": "returned", "message": str(error), "lines": []})
+        return wire.pack({"error": "returned", "message": str(error), "lines": []})
     except BaseException as error:  # no memory left for it, or an object that resists being looked at
-        frame = wire.pack(told(error))
-    stream.write(frame)
-    stream.flush()
+        return wire.pack(told(error))
 
 
 def perform(probes: str, target: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

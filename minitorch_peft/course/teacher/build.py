@@ -18,6 +18,7 @@ from minitorch_peft.course.manifest import Assignment
 
 SUFFIXES = {".py", ".toml", ".json", ".safetensors", ".typed"}  # of the package's files
 LARGEST = 3_000_000  # bytes of a checkpoint that is handed out
+TELLING = 40  # characters of a line, without spaces, from which on it is no coincidence
 YOURS = "# *Your answer.*"
 EXTRAS = ("data", "course")
 WHEN = (1980, 1, 1, 0, 0, 0)  # of every entry of a zip, so that the same sources give the same bytes
@@ -63,26 +64,28 @@ def clone() -> Path:
 
 
 def package_files(root: Path) -> Files:
-    """The package's files by their path from the root; no caches, nothing hidden."""
+    """The package's files by their path from the root; no caches, nothing hidden, no large checkpoints."""
     found = {}
     for folder in (PACKAGE, KERNELS):
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(root)
-            if path.suffix in SUFFIXES and not any(p.startswith((".", "__pycache__")) for p in inside.parts):
+            if path.suffix not in SUFFIXES or any(p.startswith((".", "__pycache__")) for p in inside.parts):
+                continue
+            if path.suffix != ".safetensors" or path.stat().st_size <= LARGEST:
                 found[inside.as_posix()] = path.read_bytes()
     return found
 
 
 def is_handed_out(name: str, assignment: Assignment) -> bool:
-    """Not the teacher's part, other assignments, large checkpoints, or what the manifest leaves out."""
+    """Not the teacher's part, other assignments, or what the manifest leaves out."""
     parts = PurePosixPath(name).parts
     if name in assignment.leave_out or parts[:3] == ("minitorch_peft", "course", "teacher"):
         return False
     if parts[:2] == ("minitorch_peft", "cli") and parts[-1] in ("teaching.py", "grading.py"):
         return False
-    if parts[:3] == ("minitorch_peft", "course", "assignments") and len(parts) > 4 and parts[3] != assignment.id:
-        return False
-    return not (name.endswith(".safetensors") and (clone() / name).stat().st_size > LARGEST)
+    return not (
+        parts[:3] == ("minitorch_peft", "course", "assignments") and len(parts) > 4 and parts[3] != assignment.id
+    )
 
 
 def conceal(texts: Mapping[str, str], assignment: Assignment) -> dict[str, str]:
@@ -224,9 +227,6 @@ def leaked_lines(text: Mapping[str, str], assignment: Assignment) -> list[str]:
     return leaks
 
 
-TELLING = 40  # characters of a line, without spaces, from which on it is no coincidence
-
-
 def write(found: Files, folder: Path) -> Path:
     """Write the files into ``folder`` (which must not exist) and into a zip of that name beside it; gives the zip."""
     if folder.exists():
@@ -255,12 +255,9 @@ def write_zip(found: Files, path: Path, executable: tuple[str, ...] = ()) -> Pat
 def autograder(assignment: Assignment, seed: int) -> Files:
     """What Gradescope wants: ``setup.sh``, ``run_autograder`` and the whole package with the teacher's part."""
     root = clone()
-    found = {f"source/{name}": data for name, data in package_files(root).items() if not name.endswith(".safetensors")}
+    found = {f"source/{name}": data for name, data in package_files(root).items()}
     for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
         found[f"source/{name}"] = (root / name).read_bytes()
-    for name, data in package_files(root).items():
-        if name.endswith(".safetensors") and len(data) <= LARGEST:
-            found[f"source/{name}"] = data
     for path in sorted((PACKAGE / "course" / "teacher" / "templates").iterdir()):
         found[f"source/{path.relative_to(root).as_posix()}"] = path.read_bytes()
     found["setup.sh"] = template("setup.sh").encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 from minitorch_peft.course import checks, sandbox
@@ -26,9 +26,9 @@ class Proof:
 
 @dataclass(frozen=True)
 class Case:
-    """One solution of one task, and whether it is ``right``. ``kind``: reference, hole, alone, right or wrong.
+    """A solution of one task, and whether it is ``right``. ``kind``: reference, hole, alone, right or wrong.
 
-    ``others``: regions of other tasks that are changed too.
+    ``solutions``: its regions; regions of other tasks too, where they are not what the library has.
     """
 
     task: str
@@ -36,7 +36,6 @@ class Case:
     name: str
     right: bool
     solutions: Solutions
-    others: Solutions = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,27 +64,23 @@ def cases(assignment: Assignment, library: Library, tasks: Sequence[Task]) -> li
     found = []
     for task in tasks:
         mine = {r: library.solution(r) for r in library.regions_of(task.id)}
-        open_ = {r: hole for r, hole in every.items() if not is_in(library, r, (task.id, *task.needs))}
+        solved = (task.id, *task.needs)
+        others = {r: hole for r, hole in every.items() if library.regions[r][1].task not in solved}
         found.append(Case(task.id, "reference", "the library", True, mine))
         found.append(Case(task.id, "hole", "the handout", False, {r: every[r] for r in mine}))
-        found.append(Case(task.id, "alone", "the library, all other tasks open", True, mine, open_))
+        found.append(Case(task.id, "alone", "the library, all other tasks open", True, mine | others))
         proof = proofs_of(assignment).get(task.id, Proof({}, {}))
         found += [Case(task.id, "right", name, True, mine | dict(s)) for name, s in proof.right.items()]
         found += [Case(task.id, "wrong", name, False, mine | dict(s)) for name, s in proof.wrong.items()]
     return found
 
 
-def is_in(library: Library, region: str, tasks: Sequence[str]) -> bool:
-    return library.regions[region][1].task in tasks
-
-
-def prove(assignment: Assignment, tasks: Sequence[Task], seed: int, jobs: int) -> Iterator[tuple[int, Verdict]]:
-    """Judge every case in both variants, ``jobs`` at a time; gives (number of cases, verdict) as they end."""
+def prove(assignment: Assignment, tasks: Sequence[Task], seed: int, jobs: int) -> Iterator[Verdict]:
+    """Judge every case in both variants, ``jobs`` at a time; gives the verdicts in order."""
     with Library() as library:
         todo = cases(assignment, library, tasks)
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start, initargs=(assignment.id, seed)) as pool:
-        for verdict in pool.map(_judge, todo):
-            yield len(todo), verdict
+        yield from pool.map(_judge, todo)
 
 
 _judge_case: Callable[[Case], Verdict]
@@ -100,8 +95,7 @@ def _start(id: str, seed: int) -> None:
 
     def judge_case(case: Case) -> Verdict:
         task = assignment.task(case.task)
-        solutions = {**case.solutions, **case.others}
-        return Verdict(case, judge(library, assignment, task, solutions, variants, layers, first_only=True))
+        return Verdict(case, judge(library, assignment, task, case.solutions, variants, layers, first_only=True))
 
     _judge_case = judge_case
 

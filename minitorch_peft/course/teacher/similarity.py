@@ -7,7 +7,6 @@ right, does not count: a short task has few ways to be solved. A resemblance is 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from minitorch_peft.course.library import Library
 from minitorch_peft.course.manifest import Assignment
+from minitorch_peft.course.teacher.proof import proofs_of
 from minitorch_peft.course.teacher.results import Result
 from minitorch_peft.course.teacher.submission import is_hole
 
@@ -88,8 +88,7 @@ def known_solutions(assignment: Assignment) -> list[str]:
         own = {id: library.solution(id) for task in assignment.tasks for id in library.regions_of(task.id)}
         files = [library.text(name) for name in sorted({library.regions[id][0] for id in own})]
     with contextlib.suppress(ModuleNotFoundError):
-        proofs = importlib.import_module(f"minitorch_peft.course.teacher.proofs.{assignment.id}").PROOFS
-        return [*files, joined(own), *(joined(s) for p in proofs.values() for s in p.right.values())]
+        return [*files, joined(own), *(joined(s) for p in proofs_of(assignment).values() for s in p.right.values())]
     return [*files, joined(own)]
 
 

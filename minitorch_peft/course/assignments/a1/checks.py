@@ -10,9 +10,8 @@ import numpy as np
 import scipy.special
 from hypothesis import strategies as st
 
-from minitorch_peft.course.assignments.directions import along
 from minitorch_peft.course.checks import Code, Variant, check
-from minitorch_peft.course.expect import close, require, vjp
+from minitorch_peft.course.expect import along, close, require, vjp
 from minitorch_peft.testing import arrays, shapes
 
 Array = np.ndarray

@@ -105,13 +105,8 @@ class Same(Add):
         return g
 
 
-class First(Add):
+class First(Same):
     """y = a, whatever b is: b gets no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, *arrays: np.ndarray, number: int) -> np.ndarray:
-        ctx.number = number
-        return arrays[0].copy()
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> Any:

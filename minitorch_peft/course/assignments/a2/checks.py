@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from minitorch_peft.course.assignments.directions import along
 from minitorch_peft.course.checks import Variant, check
-from minitorch_peft.course.expect import close, equal, require, vjp
+from minitorch_peft.course.expect import along, close, equal, require, vjp
 
 SCORES = "kernels.attention.reference:_scores"
 ATTENTION = "kernels.attention.reference:attention_forward"

@@ -13,9 +13,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from minitorch_peft.course.assignments.a3 import adaptation
-from minitorch_peft.course.assignments.directions import along
 from minitorch_peft.course.checks import Code, Variant, check
-from minitorch_peft.course.expect import Failed, close, equal, require, vjp
+from minitorch_peft.course.expect import Failed, along, close, equal, require, vjp
 from minitorch_peft.testing import Draw, arrays, shapes
 
 FORWARD = "kernels.lora.reference:lora_linear_forward"
