@@ -107,6 +107,4 @@ def shifted(source: str, indent: str) -> list[str]:
     lines = source.strip("\n").split("\n")
     first = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
     old = first[: len(first) - len(first.lstrip())]
-    if old == indent:
-        return lines
     return [indent + line[len(old) :] if line.strip() and line.startswith(old) else line for line in lines]
