@@ -10,7 +10,7 @@ import pytest
 from minitorch_peft.course.checks import PUBLIC, hidden
 from minitorch_peft.course.library import Library
 from minitorch_peft.course.manifest import load
-from minitorch_peft.course.process import Limits, Process
+from minitorch_peft.course.process import GRACE, Limits, Process
 from minitorch_peft.course.runner import TaskResult, judge
 
 LAYERS = ("limits",)
@@ -123,9 +123,9 @@ def test_no_task_costs_another(judged, id):
 def test_the_time_that_the_grader_takes_is_not_the_solutions():
     limits = Limits(call_seconds=1.0, total_seconds=1.0)
     with Library() as library, Process(library.root, load("a1").probes_module, limits, LAYERS) as process:
-        for _ in range(2):
-            assert process.call("ops.shape:as_sizes", [[2, 3]], {})["value"] == [2, 3]
-            time.sleep(1.3)
+        assert process.call("ops.shape:as_sizes", [[2, 3]], {})["value"] == [2, 3]
+        time.sleep(limits.total_seconds + GRACE + 0.5)  # longer than a process is left alone whose time is over
+        assert process.call("ops.shape:as_sizes", [[2, 3]], {})["value"] == [2, 3]
 
 
 def test_a_solution_is_judged_as_it_stands_comments_at_column_0_too(judged):
