@@ -10,8 +10,8 @@ Three choices make loops over floats fast and keep them honest:
 
 The signature of a kernel is fixed: C-contiguous, and read-only for inputs (which accepts writable arrays as well), so
 nothing is ever compiled twice because an array had another layout. Numba notices when the file of a kernel changes, but
-not when a function that it calls in another file does: so the cache's folder is named after what kernels share, the
-files beside this one, and a kernel never calls a compiled function of another family.
+not when a function that it calls in another file does: so the cache's folder is named after what kernels share (this
+file and those beside it that compile something), and a kernel never calls a compiled function of another family.
 """
 
 from __future__ import annotations
@@ -135,10 +135,12 @@ def cache_root() -> Path | None:
 
 @functools.cache
 def shared_sources(folder: Path = Path(__file__).parent) -> str:
-    """A name that changes whenever one of the files changes that kernels of several families share."""
+    """A name that changes whenever one of the files changes whose compiled code kernels of several families share."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
-        digest.update(path.read_bytes())
+        text = path.read_bytes()
+        if path.name == "jit.py" or b"from .jit import" in text:
+            digest.update(text)
     return f"kernels-{digest.hexdigest()[:12]}"
 
 

@@ -113,9 +113,10 @@ def test_small_problems_stay_on_one_thread():
 
 
 def test_changing_a_shared_file_changes_the_cache_folder(tmp_path):
-    for folder, text in (("old", "a"), ("same", "a"), ("new", "b")):
+    for folder, compiled, plain in (("old", "a", "a"), ("same", "a", "b"), ("new", "b", "a")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "math32.py").write_text(text)
+        (tmp_path / folder / "math32.py").write_text(f"from .jit import inner  # {compiled}")
+        (tmp_path / folder / "dispatch.py").write_text(plain)
     old, same, new = (jit.shared_sources(tmp_path / folder) for folder in ("old", "same", "new"))
     assert old == same != new
 
