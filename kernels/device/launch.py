@@ -1,0 +1,75 @@
+"""Run a Triton kernel: on NumPy arrays (in the interpreter, or copied to the GPU and back) or on device arrays.
+
+Which of the two is decided where Triton decides it: when the kernel is decorated, by ``TRITON_INTERPRET``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .interpreter import HostArray
+from .triton import triton
+
+Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
+
+
+def run(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
+    """Run ``kernel`` over ``grid``; it writes into its arguments.
+
+    kernel: a function under ``@triton.jit``, or ``@triton.autotune`` above that. grid: up to three numbers of programs,
+    or a function from the constants to them. args: NumPy arrays (C-contiguous; bfloat16 as ``HostArray(bits,
+    "bfloat16")``), device arrays (``array.DeviceArray``, torch, CuPy), numbers, None. constants: the kernel's constexprs and
+    ``num_warps``, ``num_stages``.
+
+    An autotuned kernel is measured over its configurations the first time it meets a new key; it is not where the
+    ``constants`` name a configuration's entries themselves, nor in the interpreter, where the first configuration holds.
+
+    Raises RuntimeError without a GPU unless ``TRITON_INTERPRET=1`` was set before Triton was imported.
+    """
+    kernel, constants = fixed(kernel, constants)
+    if is_interpreted(kernel):
+        kernel[grid](*map(_host_argument, args), **constants)
+    else:
+        from .array import on_device
+
+        with on_device(args) as arguments:
+            kernel[grid](*arguments, **constants)
+
+
+def is_interpreted(kernel: Any) -> bool:
+    """Whether ``kernel`` runs in the interpreter: ``TRITON_INTERPRET`` as it was when the kernel was decorated.
+
+    Raises RuntimeError where the variable has changed since.
+    """
+    while isinstance(kernel, triton.runtime.Autotuner | triton.runtime.Heuristics):
+        kernel = kernel.fn
+    interpreted = not isinstance(kernel, triton.runtime.JITFunction)
+    if interpreted != triton.knobs.runtime.interpret:
+        now = os.environ.get("TRITON_INTERPRET")
+        raise RuntimeError(
+            f"TRITON_INTERPRET is {now!r} now, but was {'on' if interpreted else 'off'} when the kernels were imported; "
+            "set it before the process starts"
+        )
+    return interpreted
+
+
+def fixed(kernel: Any, constants: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """``kernel`` without its autotuner where nothing is left to tune, and the constants to run it with."""
+    if not isinstance(kernel, triton.runtime.Autotuner):
+        return kernel, constants
+    first = kernel.configs[0].all_kwargs()
+    if set(kernel.configs[0].kwargs) & set(constants):
+        return kernel.fn, constants
+    if is_interpreted(kernel):
+        return kernel.fn, {**first, **constants}
+    return kernel, constants
+
+
+def _host_argument(argument: Any) -> Any:
+    if isinstance(argument, np.ndarray):
+        return HostArray(argument)
+    return argument.item() if isinstance(argument, np.generic) else argument
