@@ -27,3 +27,23 @@ def ids_within(kernel: str, ids: np.ndarray, size: int) -> None:
     whole_numbers(kernel, "ids", ids)
     if ids.size and (ids.min() < 0 or ids.max() >= size):
         raise IndexError(f"{kernel}: ids must lie in [0, {size}), got {ids.min()} to {ids.max()}")
+
+
+def same_dtype(kernel: str, dtype: np.dtype, **arrays: np.ndarray | None) -> None:
+    """Raise TypeError unless all arrays have this dtype, and it is a floating one; None stands for an absent array.
+
+    >>> same_dtype("linear", np.dtype("float32"), x=np.zeros(1, np.float32), weight=np.zeros(1))
+    Traceback (most recent call last):
+    TypeError: linear: weight is float64, expected float32 as the others: convert one of them
+    """
+    if dtype.kind != "f":
+        raise TypeError(f"{kernel}: expected floating-point arrays, got {dtype}")
+    for name, array in arrays.items():
+        if array is not None and array.dtype != dtype:
+            raise TypeError(f"{kernel}: {name} is {array.dtype}, expected {dtype} as the others: convert one of them")
+
+
+def probability(kernel: str, name: str, value: float) -> None:
+    """Raise ValueError unless the value lies in [0, 1): dropping everything leaves nothing to scale up."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{kernel}: {name} must be in [0, 1), got {value}")
