@@ -16,6 +16,17 @@ DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"
           "float16", "bfloat16", "float32", "float64")  # fmt: skip
 
 
+def storage_dtype(dtype: str) -> np.dtype:
+    """The NumPy dtype that holds elements of Triton's ``dtype``. Raises TypeError where Triton has no such type.
+
+    >>> storage_dtype("bfloat16"), storage_dtype("float32")
+    (dtype('uint16'), dtype('float32'))
+    """
+    if dtype not in DTYPES:
+        raise TypeError(f"Triton has no counterpart of dtype {dtype}; expected one of {', '.join(DTYPES)}")
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
 class HostArray:
     """A NumPy array and the dtype that Triton is to see, which differs where the array holds bfloat16 bits as uint16.
 
@@ -28,11 +39,8 @@ class HostArray:
 
     def __init__(self, array: np.ndarray, dtype: str | None = None):
         self.array, self.dtype = array, dtype or str(array.dtype)
-        if self.dtype not in DTYPES:
-            raise TypeError(f"Triton has no counterpart of dtype {self.dtype}; expected one of {', '.join(DTYPES)}")
-        size = 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
-        if size != array.dtype.itemsize:
-            raise TypeError(f"{array.dtype} cannot hold {self.dtype}: it has {array.dtype.itemsize} bytes, not {size}")
+        if array.dtype != storage_dtype(self.dtype):
+            raise TypeError(f"elements of {self.dtype} are held as {storage_dtype(self.dtype)}, not as {array.dtype}")
         if not array.flags.c_contiguous:
             raise ValueError(f"array of shape {array.shape} is not C-contiguous; use np.ascontiguousarray")
 

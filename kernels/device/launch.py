@@ -21,12 +21,12 @@ def run(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
     """Run ``kernel`` over ``grid``; it writes into its arguments.
 
     kernel: a function under ``@triton.jit``, or ``@triton.autotune`` above that. grid: up to three numbers of programs,
-    or a function from the constants to them. args: NumPy arrays (C-contiguous; bfloat16 as ``HostArray(bits,
-    "bfloat16")``), device arrays (``array.DeviceArray``, torch, CuPy), numbers, None. constants: the kernel's constexprs and
-    ``num_warps``, ``num_stages``.
+    or a function from the constants to them. args: NumPy arrays (C-contiguous; bfloat16 bits through
+    ``arguments.argument``), device arrays (``DeviceArray``, torch, CuPy), numbers, None. constants: the kernel's
+    constexprs, ``num_warps``, ``num_stages``.
 
-    An autotuned kernel is measured over its configurations the first time it meets a new key; it is not where the
-    ``constants`` name a configuration's entries themselves, nor in the interpreter, where the first configuration holds.
+    An autotuned kernel is measured over its configurations the first time it meets a new key. It is not where the
+    ``constants`` name a configuration's entries, nor in the interpreter, where the first configuration holds.
 
     Raises RuntimeError without a GPU unless ``TRITON_INTERPRET=1`` was set before Triton was imported.
     """
@@ -34,7 +34,7 @@ def run(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
     if is_interpreted(kernel):
         kernel[grid](*map(_host_argument, args), **constants)
     else:
-        from .array import on_device
+        from .arguments import on_device
 
         with on_device(args) as arguments:
             kernel[grid](*arguments, **constants)
@@ -51,8 +51,8 @@ def is_interpreted(kernel: Any) -> bool:
     if interpreted != triton.knobs.runtime.interpret:
         now = os.environ.get("TRITON_INTERPRET")
         raise RuntimeError(
-            f"TRITON_INTERPRET is {now!r} now, but was {'on' if interpreted else 'off'} when the kernels were imported; "
-            "set it before the process starts"
+            f"TRITON_INTERPRET is {now!r} now, but it was {'on' if interpreted else 'off'} when the kernels were "
+            "imported, which is when Triton looks at it; set it before the process starts"
         )
     return interpreted
 

@@ -1,4 +1,4 @@
-"""The one place where Triton is imported: every ``<family>/triton.py`` begins with ``from ..device.triton import tl, triton``.
+"""The one place where Triton is imported: a family's ``triton.py`` says ``from ..device.triton import tl, triton``.
 
 Raises ImportError where Triton is missing, too old to run without torch, or has no wheels (it is for Linux).
 """
