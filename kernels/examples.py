@@ -56,7 +56,7 @@ class Draw:
 
     def array(self, *shape: int, spread: float = 1.0) -> np.ndarray:
         """Normal float32 values of this shape."""
-        x = self.rng.standard_normal(shape, np.float32)
+        x = np.asarray(self.rng.standard_normal(shape, np.float32))
         x *= spread
         return self.laid_out(x)
 

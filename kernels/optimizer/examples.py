@@ -11,8 +11,8 @@ _CONSTANTS = (1e-3, 0.9, 0.999, 1e-8, 0.01, 3)
 
 def _state(d: Draw, *shape: int) -> tuple:
     """param, grad, exp_avg, exp_avg_sq, which an optimizer owns: contiguous and writable."""
-    param, grad, m, v = (d.rng.standard_normal(shape, np.float32) for _ in range(4))
-    return param, grad, m, v * v, *_CONSTANTS
+    param, grad, m, v = (np.asarray(d.rng.standard_normal(shape, np.float32)) for _ in range(4))
+    return param, grad, m, np.square(v, out=v), *_CONSTANTS
 
 
 EXAMPLES = {

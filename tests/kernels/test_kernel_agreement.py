@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import CASES, FLOAT32, LARGE, LAYOUTS, Drawn, assert_agrees, double, run
+from kernel_cases import CASES, FLOAT32, LARGE, LAYOUTS, Drawn, assert_agrees, run
 from minitorch_peft.kernels import TABLE, get
+from minitorch_peft.kernels.examples import double, examples
 
 IN_PLACE = {"adamw_step"}
 TO_THE_BIT = {"quantize_4bit", "dequantize_4bit", "quantize_blockwise", "dequantize_blockwise"}
@@ -28,7 +29,7 @@ def test_numba_agrees_with_the_float64_reference(name, data):
     assert before == [a.tobytes() if isinstance(a, np.ndarray) else a for a in args], "an input was changed"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if not examples()[name].exact])
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_float32_reference_computes_the_same(name, data):
