@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from .array import DeviceArray
-from .driver import NO_GPU, driver
 from .interpreter import HostArray, storage_dtype
 
 
@@ -42,7 +41,6 @@ def on_device(arguments: Sequence[Any]) -> Iterator[list[Any]]:
     An array that is passed twice is copied once. Raises RuntimeError without a GPU, ValueError where NumPy arrays
     overlap without being the same (each would get a copy of its own), TypeError for a tensor that is not on the GPU.
     """
-    _require_gpu()
     copies: dict[tuple[int, int], tuple[HostArray, DeviceArray]] = {}
     yield [_on_device(argument, copies) for argument in arguments]
     for host, device in copies.values():
@@ -72,13 +70,6 @@ def argument(array: Any, dtype: str) -> Any:
     if isinstance(array, np.ndarray):
         return HostArray(array, dtype)
     return array if hasattr(array, "data_ptr") else Borrowed(array, dtype)
-
-
-def _require_gpu() -> None:
-    driver()
-    torch = sys.modules.get("torch")
-    if torch is not None and not torch.cuda.is_available():  # then Triton asks torch, and finds no driver
-        raise RuntimeError(NO_GPU.format("torch is imported in this process, and it was built without CUDA"))
 
 
 def _on_device(argument: Any, copies: dict[tuple[int, int], tuple[HostArray, DeviceArray]]) -> Any:

@@ -2,7 +2,8 @@
 
 Triton's interpreter runs a kernel's Python line by line on NumPy blocks: slow (2 to 3 ms for a 128 x 128 x 64 product),
 but on every machine. It expects torch tensors; of those it uses the few methods below. Its bfloat16 is wrong without
-saying so (sums and products of the raw bits; only casts are right), so kernels take their compute dtype as a constant.
+saying so (it adds and multiplies the raw bits, and cuts float32 where a GPU rounds to nearest), so kernels take their
+compute dtype as a constant, and the interpreter is given float32 or float16.
 """
 
 from __future__ import annotations

@@ -5,14 +5,21 @@ Which of the two is decided where Triton decides it: when the kernel is decorate
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from .arguments import on_device
+from .driver import NO_GPU, driver
 from .interpreter import HostArray
 from .triton import triton
+
+COMPILED = {"enable_fp_fusion": False}
+"""Options of every compiled kernel: no product and sum become one rounding, so the bits are those of the reference."""
 
 Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
 
@@ -34,10 +41,9 @@ def run(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
     if is_interpreted(kernel):
         kernel[grid](*map(_host_argument, args), **constants)
     else:
-        from .arguments import on_device
-
+        _use_cuda()
         with on_device(args) as arguments:
-            kernel[grid](*arguments, **constants)
+            kernel[grid](*arguments, **COMPILED, **constants)
 
 
 def is_interpreted(kernel: Any) -> bool:
@@ -67,6 +73,20 @@ def fixed(kernel: Any, constants: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if is_interpreted(kernel):
         return kernel.fn, {**first, **constants}
     return kernel, constants
+
+
+@functools.cache
+def _use_cuda() -> None:
+    """Let Triton use the CUDA driver. Raises RuntimeError where it cannot: no GPU, or a torch that would hide it.
+
+    Left to itself, Triton asks each of its backends; the one for AMD imports torch where that is installed, and
+    Triton then relies on what torch says of the GPU.
+    """
+    driver()
+    if "torch" not in sys.modules:
+        triton.runtime.driver.set_active(triton.backends.backends["nvidia"].driver())
+    elif not sys.modules["torch"].cuda.is_available():
+        raise RuntimeError(NO_GPU.format("torch is imported in this process, and it sees none (built without CUDA?)"))
 
 
 def _host_argument(argument: Any) -> Any:

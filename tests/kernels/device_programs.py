@@ -1,0 +1,182 @@
+"""Programs that the tests of the device run in processes of their own: ``python -P device_programs.py NAME``.
+
+Triton decides when it is imported whether it interprets or compiles, and it must not see torch there; each prints one
+line of JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+
+import numpy as np
+from minitorch_peft.kernels.device.arguments import argument
+from minitorch_peft.kernels.device.array import DeviceArray
+from minitorch_peft.kernels.device.launch import run
+from minitorch_peft.kernels.device.timing import do_bench
+from minitorch_peft.kernels.device.triton import tl, triton
+
+N, BLOCK = 150, 64  # three programs, the last one ragged; the mock driver knows BLOCK
+
+
+@triton.jit
+def scale_add(x, y, out, n, scale, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, scale * tl.load(x + i, mask=i < n) + tl.load(y + i, mask=i < n), mask=i < n)
+
+
+@triton.jit
+def product(a, b, c, K, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    i, k = tl.arange(0, BLOCK), tl.arange(0, STEP)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, K, STEP):
+        left = tl.load(a + i[:, None] * K + (start + k)[None, :])
+        right = tl.load(b + i[:, None] * K + (start + k)[None, :])
+        acc = tl.dot(left, tl.trans(right), acc)
+    tl.store(c + i[:, None] * BLOCK + i[None, :], acc.to(c.dtype.element_ty))
+
+
+def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, N)).astype(np.float32)
+    return x, y, np.full(N, 7, np.float32)
+
+
+def grid(constants: dict) -> tuple[int]:
+    return (triton.cdiv(N, constants["BLOCK"]),)
+
+
+def expected(x: np.ndarray, y: np.ndarray) -> list[float]:
+    return (np.float32(2.5) * x + y).tolist()
+
+
+def numpy_arrays() -> dict:
+    """Copied there and back; the input is read-only, and stays as it was."""
+    x, y, out = arrays()
+    x.flags.writeable = False
+    before = x.copy()
+    run(scale_add, grid, x, y, out, N, np.float32(2.5), BLOCK=BLOCK, num_warps=2)
+    return {"out": out.tolist(), "expected": expected(x, y), "kept": bool((x == before).all())}
+
+
+def device_arrays() -> dict:
+    x, y, out = map(DeviceArray.from_numpy, arrays())
+    run(scale_add, (3,), x, y, out, N, 2.5, BLOCK=BLOCK)
+    pointers = [x.data_ptr(), y.data_ptr(), out.data_ptr()]
+    return {"out": out.numpy().tolist(), "expected": expected(x.numpy(), y.numpy()), "pointers": pointers}
+
+
+def one_array_twice() -> dict:
+    """In place: the same array as input and as output has one copy on the device."""
+    x, y, _ = arrays()
+    want = expected(x, y)
+    run(scale_add, (3,), x, y, x, N, 2.5, BLOCK=BLOCK)
+    return {"out": x.tolist(), "expected": want}
+
+
+def with_torch_imported() -> dict:
+    """A torch without CUDA tells Triton that there is no GPU."""
+    importlib.import_module("torch")
+    return numpy_arrays()
+
+
+def overlapping() -> dict:
+    x, y, _ = arrays()
+    run(scale_add, (3,), x[:100], y, x[50:], 100, 2.5, BLOCK=BLOCK)
+    return {}
+
+
+class Lent:
+    """What CuPy's arrays offer: the interface, and no data_ptr."""
+
+    def __init__(self, array: DeviceArray, **changes: object):
+        self.array = array
+        self.__cuda_array_interface__ = array.__cuda_array_interface__ | changes
+
+
+def lent_arrays() -> dict:
+    x, y, out = arrays()
+    device = DeviceArray.from_numpy(out)
+    run(scale_add, (3,), Lent(DeviceArray.from_numpy(x)), Lent(DeviceArray.from_numpy(y)), device, N, 2.5, BLOCK=BLOCK)
+    return {"out": device.numpy().tolist(), "expected": expected(x, y)}
+
+
+def lent_with_strides() -> dict:
+    x, y, out = arrays()
+    run(scale_add, (3,), Lent(DeviceArray.from_numpy(x), strides=(8,)), y, out, N, 2.5, BLOCK=BLOCK)
+    return {}
+
+
+def shared_memory() -> dict:
+    """More than 48 KiB of it, which a launch has to be allowed; bfloat16 held as uint16."""
+    a, b = np.zeros((2, 128, 256), np.uint16)
+    c = np.zeros((128, 128), np.uint16)
+    bits = [argument(array, "bfloat16") for array in (a, b, c)]
+    run(product, (1,), *bits, 256, BLOCK=128, STEP=64, num_warps=8, num_stages=3)
+    ((compiled, *_),) = [cache.values() for cache, *_ in product.device_caches.values()]
+    return {"shared": compiled.metadata.shared, "types": list(compiled.src.signature.values())}
+
+
+def autotuned() -> dict:
+    """Measured over its configurations once for a key; not where the constants name one."""
+    x, y, out = map(DeviceArray.from_numpy, arrays())
+    configs = [triton.Config({"BLOCK": BLOCK}, num_warps=warps) for warps in (1, 2, 4)]
+    tuned = triton.autotune(configs, key=["n"], do_bench=do_bench)(scale_add)
+    for _ in range(2):
+        run(tuned, grid, x, y, out, N, 2.5)
+    run(tuned, grid, x, y, out, N, 2.5, BLOCK=BLOCK, num_warps=8)
+    best = next(iter(tuned.cache.values())).num_warps
+    return {
+        "out": out.numpy().tolist(),
+        "expected": expected(x.numpy(), y.numpy()),
+        "keys": len(tuned.cache),
+        "best": best,
+    }
+
+
+def interpreted() -> dict:
+    """An autotuned kernel runs with its first configuration, unless the constants name another; bfloat16 is cut."""
+    x, y, _ = arrays()
+    bits = np.zeros(N, np.uint16)
+    programs = []
+    configs = [triton.Config({"BLOCK": size}, num_warps=2) for size in (32, 64)]
+    tuned = triton.autotune(configs, key=["n"])(scale_add)
+
+    def counted(constants: dict) -> tuple[int]:
+        programs.append(grid(constants)[0])
+        return grid(constants)
+
+    run(tuned, counted, x, y, argument(bits, "bfloat16"), N, 2.5)
+    run(tuned, counted, x, y, argument(bits, "bfloat16"), N, 2.5, BLOCK=128, num_warps=4)
+    assert programs == [5, 2], programs
+    want = np.array(expected(x, y), np.float32).view(np.uint32)
+    return {"out": bits.tolist(), "expected": (want >> 16).tolist()}
+
+
+def set_too_late() -> dict:
+    os.environ["TRITON_INTERPRET"] = "1"
+    return numpy_arrays()
+
+
+def too_large() -> dict:
+    small = DeviceArray((1000,))
+    try:
+        DeviceArray((1000, 1000))
+    finally:
+        del small
+    return {}
+
+
+def collected() -> dict:
+    for _ in range(10):
+        DeviceArray((1000,), "float16")
+    kept = DeviceArray((3, 5), "bfloat16")
+    return {"strides": kept.strides, "nbytes": kept.nbytes, "text": repr(kept)}
+
+
+if __name__ == "__main__":
+    result = globals()[sys.argv[1]]()
+    assert "torch" not in sys.modules
+    print(json.dumps(result))
