@@ -11,48 +11,21 @@ import numpy as np
 from numba import prange
 
 from .. import runtime
-from ..gemm import at, gemm, skinny_step
+from ..gemm import at, gemm
 from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, REAL, inner, kernel, span
 from ..layout import rows_of
-from ..products import bias_gradient, block, fill_bias, product_parts, weight_gradient
+from ..lowrank import adapted_block, rows_times, sum_over_rows
+from ..products import bias_gradient, product_parts, weight_gradient
 from .reference import check_backward, check_forward
-
-
-@inner
-def _rows_times(blas, trans_b, first, last, n, k, alpha, a, b, c):
-    """c[first:last] (., n) = alpha a[first:last] (., k) op(b), where n or k is the rank."""
-    step = skinny_step(last - first, n, k)
-    ldb = k if trans_b else n
-    for i in range(first, last, step):
-        m = min(step, last - i)
-        gemm(blas, False, trans_b, m, n, k, alpha, at(a, i * k), k, at(b, 0), ldb, 0.0, at(c, i * n), n)
-
-
-@inner
-def _sum_over_rows(blas, rows, m, n, alpha, a, lda, b, ldb, c, ldc):
-    """c (m, n) = alpha a (rows, m).T b (rows, n), where m or n is the rank; a, b, c are addresses."""
-    step = skinny_step(rows, m, n)
-    for i in range(0, max(rows, 1), step):
-        beta, count = 0.0 if i == 0 else 1.0, min(step, rows - i)
-        gemm(blas, True, False, m, n, count, alpha, a + 4 * i * lda, lda, b + 4 * i * ldb, ldb, beta, c, ldc)
 
 
 @inner
 def _down(t, parts, blas, x, lora_a, xa):
     """Some rows of xa = x A.T."""
-    first, last = span(t, parts, len(x))
-    _rows_times(blas, True, first, last, len(lora_a), x.shape[1], 1.0, x, lora_a, xa)
-
-
-@inner
-def _forward_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y):
-    (rows, k), (n, rank) = x.shape, lora_b.shape
-    r0, r1, n0, n1 = block(t, parts, rows, n)
-    beta = fill_bias(y, bias, r0, r1, n0, n1)
-    out = at(y, r0 * n + n0)
-    low, up = at(xa, r0 * rank), at(lora_b, n0 * rank)
-    gemm(blas, False, True, r1 - r0, n1 - n0, rank, scaling, low, rank, up, rank, beta, out, n)
-    gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, at(x, r0 * k), k, at(weight, n0 * k), k, 1.0, out, n)
+    (first, last), (rank, k) = span(t, parts, len(x)), lora_a.shape
+    rows_times(
+        blas, True, last - first, rank, k, 1.0, at(x, first * k), k, at(lora_a, 0), k, at(xa, first * rank), rank
+    )
 
 
 @kernel(INT, IN2, IN2, IN1, IN2, IN2, REAL, OUT2, OUT2)
@@ -60,14 +33,15 @@ def _forward(parts, blas, x, weight, bias, lora_a, lora_b, scaling, xa, y):
     for t in prange(parts):
         _down(t, parts, blas, x, lora_a, xa)
     for t in prange(parts):
-        _forward_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y)
+        adapted_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y)
 
 
 @inner
 def _up(t, parts, blas, grad, lora_b, scaling, dxa):
     """Some rows of d(xa) = s grad B."""
-    first, last = span(t, parts, len(grad))
-    _rows_times(blas, False, first, last, lora_b.shape[1], grad.shape[1], scaling, grad, lora_b, dxa)
+    (first, last), (n, rank) = span(t, parts, len(grad)), lora_b.shape
+    g, out = at(grad, first * n), at(dxa, first * rank)
+    rows_times(blas, False, last - first, rank, n, scaling, g, n, at(lora_b, 0), rank, out, rank)
 
 
 @inner
@@ -75,8 +49,9 @@ def _x_gradient(t, parts, blas, grad, weight, dxa, lora_a, dx):
     """Some rows of dx = d(xa) A + grad W."""
     (rows, n), (rank, k) = grad.shape, lora_a.shape
     r0, r1 = span(t, parts, rows)
-    _rows_times(blas, False, r0, r1, k, rank, 1.0, dxa, lora_a, dx)
-    gemm(blas, False, False, r1 - r0, k, n, 1.0, at(grad, r0 * n), n, at(weight, 0), k, 1.0, at(dx, r0 * k), k)
+    out = at(dx, r0 * k)
+    rows_times(blas, False, r1 - r0, k, rank, 1.0, at(dxa, r0 * rank), rank, at(lora_a, 0), k, out, k)
+    gemm(blas, False, False, r1 - r0, k, n, 1.0, at(grad, r0 * n), n, at(weight, 0), k, 1.0, out, k)
 
 
 @inner
@@ -84,7 +59,7 @@ def _a_gradient(t, parts, blas, dxa, x, da):
     """Some columns of dA = d(xa).T x: each thread owns its columns."""
     (rows, k), rank = x.shape, dxa.shape[1]
     k0, k1 = span(t, parts, k)
-    _sum_over_rows(blas, rows, rank, k1 - k0, 1.0, at(dxa, 0), rank, at(x, k0), k, at(da, k0), k)
+    sum_over_rows(blas, rows, rank, k1 - k0, 1.0, at(dxa, 0), rank, at(x, k0), k, 0.0, at(da, k0), k)
 
 
 @inner
@@ -92,7 +67,7 @@ def _b_gradient(t, parts, blas, grad, xa, scaling, db):
     """Some rows of dB = s grad.T xa: each thread owns its rows."""
     (rows, n), rank = grad.shape, xa.shape[1]
     n0, n1 = span(t, parts, n)
-    _sum_over_rows(blas, rows, n1 - n0, rank, scaling, at(grad, n0), n, at(xa, 0), rank, at(db, n0 * rank), rank)
+    sum_over_rows(blas, rows, n1 - n0, rank, scaling, at(grad, n0), n, at(xa, 0), rank, 0.0, at(db, n0 * rank), rank)
 
 
 @inner
