@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitorch_peft.course.diagnosis import likely_cause
+from minitorch_peft.course.measure import MARK
 
 SHOWN = 12  # elements of an array that a message shows
 
@@ -62,6 +63,20 @@ def require(condition: bool, message: str, because: str | None = None) -> None:
     """Raise Mismatch with ``message`` unless the condition holds."""
     if not condition:
         raise Mismatch(message, because)
+
+
+def held(found: dict[str, Any], limit: int, message: str, because: str) -> Any:
+    """The value of a call that ``measure.traced`` watched. Raises Mismatch where it took ``limit`` bytes or more.
+
+    ``message`` has {} in the place of the bytes.
+    """
+    peak = found["peak"]
+    require(
+        found["whole"] is True and peak >= MARK, "the measuring of memory was interrupted",
+        "a solution neither stops nor restarts tracemalloc",
+    )  # fmt: skip
+    require(peak < limit, message.format(f"{peak:,}"), because)
+    return found["value"]
 
 
 def vjp(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, g: np.ndarray) -> np.ndarray:

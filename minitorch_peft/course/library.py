@@ -23,7 +23,7 @@ def not_needed(folder: str, names: list[str]) -> set[str]:
     place = Path(folder)
     kept = set(names)
     if place.name == "course":
-        kept = {"__init__.py", "boot.py", "sandbox.py", "wire.py", "worker.py", "assignments"}
+        kept = {"__init__.py", "boot.py", "measure.py", "sandbox.py", "wire.py", "worker.py", "assignments"}
     if place.parent.name == "assignments":
         kept -= {"checks.py", "manifest.toml"}
     return {n for n in names if n not in kept or n == "__pycache__" or n.startswith(".") or n.endswith(".safetensors")}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tracemalloc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.course.measure import traced
 from minitorch_peft.kernels.lora import reference
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import Linear, Module, Parameter, TiedLinear
@@ -45,32 +45,14 @@ def start(
 
 
 # -- 3.2 and 3.3 the kernels ---------------------------------------------------------------------------------
-def traced(compute: Callable[[], Any], mark: int) -> dict[str, Any]:
-    """What ``compute`` gives, the most bytes that were held at once while it ran, and what became of the trace.
-
-    ``mark`` bytes are held for a moment before it: less than that as the peak means that the peak was reset. ``whole``:
-    whether what was traced before is still traced afterwards.
-    """
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        witness = bytearray(1000)
-        bytearray(mark)
-        value = compute()
-        whole = tracemalloc.is_tracing() and tracemalloc.get_object_traceback(witness) is not None
-        return {"value": value, "peak": tracemalloc.get_traced_memory()[1] - before, "whole": whole}
-    finally:
-        tracemalloc.stop()
-
-
-def forward_traced(arguments: list[Any], mark: int) -> dict[str, Any]:
+def forward_traced(arguments: list[Any]) -> dict[str, Any]:
     """A forward pass, with the bytes that it takes."""
-    return traced(lambda: reference.lora_linear_forward(*arguments), mark)
+    return traced(lambda: reference.lora_linear_forward(*arguments))
 
 
-def backward_traced(arguments: list[Any], mark: int) -> dict[str, Any]:
+def backward_traced(arguments: list[Any]) -> dict[str, Any]:
     """A backward pass, with the bytes that it takes."""
-    return traced(lambda: reference.lora_linear_backward(*arguments[:-1], tuple(arguments[-1])), mark)
+    return traced(lambda: reference.lora_linear_backward(*arguments[:-1], tuple(arguments[-1])))
 
 
 # -- 3.4 merging ---------------------------------------------------------------------------------------------
