@@ -1,20 +1,40 @@
-"""Build Triton kernels ahead of time, without a GPU, and read what the machine code costs."""
+"""Build Triton kernels ahead of time: no GPU and no driver is needed, only the compiler that Triton's wheel brings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-TARGETS = {"sm_80": 80, "sm_90": 90}
-"""A100 and H100, by the name and the number that Triton's compiler gives them."""
+from .launch import COMPILED, is_interpreted
+from .triton import triton
+
+
+class Target(NamedTuple):
+    """A kind of GPU: number of its architecture, and what one multiprocessor offers to the blocks that it runs.
+
+    most_shared: bytes that one block may have; shared: bytes of all blocks (each also costs 1 KiB); warps.
+    """
+
+    capability: int
+    most_shared: int
+    shared: int
+    warps: int = 64
+    registers: int = 65536
+
+
+TARGETS = {
+    "sm_80": Target(80, most_shared=163 * 1024, shared=164 * 1024),
+    "sm_90": Target(90, most_shared=227 * 1024, shared=228 * 1024),
+}
+"""A100 and H100 (CUDA C++ Programming Guide, technical specifications per compute capability)."""
 
 
 @dataclass(frozen=True)
 class Build:
     """One way in which a kernel is compiled: types of its arguments, constants, warps and stages.
 
-    Each ``<family>/triton.py`` lists its own as ``AOT: tuple[Build, ...]``.
+    Each ``<family>/triton.py`` lists its own as ``AOT: tuple[Build, ...]``; ``gate`` holds them to what they promise.
     """
 
     name: str
@@ -33,6 +53,32 @@ class Build:
     """Must contain tensor-core instructions."""
     decoded_elements: int | None = None
     """Elements that one program decodes, for a kernel without loops: gives instructions per element."""
+    most_per_element: float = 7.0
+    """The most instructions that a decoded element may cost."""
     register_operand: bool = False
     """On sm_90 the first operand of every wgmma must come from registers."""
-    targets: tuple[str, ...] = ("sm_80", "sm_90")
+    targets: tuple[str, ...] = tuple(TARGETS)
+
+
+def build(what: Build, target: str) -> Any:
+    """What Triton's compiler makes of it: ``.asm["cubin"]``, ``.asm["ptx"]``, ``.metadata.shared``.
+
+    Raises RuntimeError under ``TRITON_INTERPRET=1`` (then there is nothing to compile), ValueError where the arguments
+    are not those of the kernel.
+    """
+    if is_interpreted(what.kernel):
+        raise RuntimeError("TRITON_INTERPRET=1 replaces the compiler; unset it before the process starts")
+    names = what.kernel.arg_names
+    given = {**what.signature, **dict.fromkeys(what.constants, "constexpr")}
+    if set(given) != set(names) or set(what.divisible) - set(what.signature):
+        raise ValueError(f"{what.name}: signature and constants name {sorted(given)}, the kernel takes {sorted(names)}")
+    aligned = [n for n in names if given[n].startswith("*") or n in what.divisible]
+    source = triton.compiler.ASTSource(
+        fn=what.kernel,
+        signature={name: given[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in what.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": what.num_warps, "num_stages": what.num_stages, **COMPILED}
+    gpu = triton.backends.compiler.GPUTarget("cuda", TARGETS[target].capability, 32)
+    return triton.compile(source, target=gpu, options=options)

@@ -10,11 +10,15 @@ import importlib
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 from minitorch_peft.kernels.device.arguments import argument
 from minitorch_peft.kernels.device.array import DeviceArray
+from minitorch_peft.kernels.device.compile import TARGETS, Build, build
+from minitorch_peft.kernels.device.gate import broken
 from minitorch_peft.kernels.device.launch import run
+from minitorch_peft.kernels.device.machine_code import cost
 from minitorch_peft.kernels.device.timing import do_bench
 from minitorch_peft.kernels.device.triton import tl, triton
 
@@ -36,6 +40,54 @@ def product(a, b, c, K, BLOCK: tl.constexpr, STEP: tl.constexpr):
         right = tl.load(b + i[:, None] * K + (start + k)[None, :])
         acc = tl.dot(left, tl.trans(right), acc)
     tl.store(c + i[:, None] * BLOCK + i[None, :], acc.to(c.dtype.element_ty))
+
+
+@triton.jit
+def decoded_product(codes, b, c, K, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """The left operand is made in registers; on sm_90 it can stay there."""
+    i, k = tl.arange(0, BLOCK), tl.arange(0, STEP)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, K, STEP):
+        left = tl.load(codes + i[:, None] * K + (start + k)[None, :]).to(tl.float32) * 0.125
+        right = tl.load(b + i[:, None] * K + (start + k)[None, :])
+        acc = tl.dot(left.to(tl.float16), tl.trans(right), acc)
+    tl.store(c + i[:, None] * BLOCK + i[None, :], acc)
+
+
+TILE = {"BLOCK": 128, "STEP": 64}
+PRODUCT = Build("product", product, dict.fromkeys("abc", "*bf16") | {"K": "i32"}, TILE, num_warps=8, divisible=("K",),
+                matmul=True)  # fmt: skip
+DECODED = Build("decoded", decoded_product, {"codes": "*u8", "b": "*fp16", "c": "*fp32", "K": "i32"}, TILE, num_warps=8,
+                divisible=("K",), register_operand=True, targets=("sm_90",))  # fmt: skip
+SCALED = Build("scaled", scale_add, dict.fromkeys(("x", "y", "out"), "*fp32") | {"n": "i32", "scale": "fp32"},
+               {"BLOCK": 1024}, decoded_elements=1024, divisible=("n",), targets=("sm_80",))  # fmt: skip
+BUILDS = {
+    "product": PRODUCT,
+    "too many registers": replace(
+        PRODUCT, constants={"BLOCK": 256, "STEP": 32}, num_warps=4, num_stages=1, targets=("sm_90",)
+    ),
+    "too much shared memory": replace(PRODUCT, num_stages=8, targets=("sm_80",)),
+    "narrow": replace(SCALED, divisible=()),
+    "no product": replace(SCALED, matmul=True, most_per_element=0.5),
+    "decoded": DECODED,
+    "not from registers": replace(PRODUCT, register_operand=True, targets=("sm_90",)),
+    "scaled": SCALED,
+}
+
+
+def gated() -> dict:
+    """The cost of each of BUILDS on each target, and what it breaks."""
+    rows = {}
+    for name, what in BUILDS.items():
+        for target in what.targets:
+            found = cost(what, build(what, target), TARGETS[target])
+            rows[f"{name}, {target}"] = found._asdict() | {"broken": broken(what, target, found)}
+    return rows
+
+
+def misnamed() -> dict:
+    build(replace(PRODUCT, constants={"BLOCK": 128}), "sm_80")
+    return {}
 
 
 def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
