@@ -95,16 +95,16 @@ def climb(kernel: str, rungs: tuple[Rung, ...], size: str | None, seconds: float
     print(f"\n{kernel} ({size}: {textwrap.shorten(described(args), 150)})")
     verdicts = [verdict(kernel, rung, args) for rung in rungs]
     right = [rung for rung, (fate, _) in zip(rungs, verdicts, strict=True) if fate == "right"]
-    times = dict(zip(right, timed(example, right, args, seconds), strict=True))
+    times = dict(zip(right, best_times([partial(rung.function, *args) for rung in right], seconds), strict=True))
+    moved, flops = counted(example, right[0].function, args) if right else (0, 0)
     before = None
-    print(f"{'version':<16s}{'time':>11s}{'GB/s':>8s}{'GF/s':>8s}  faster than the one before")
-    moved, flops = counted(example, rungs[0].function, args) if right else (0, 0)
+    print(f"{'version':<16s}{'time':>11s}{'GB/s':>8s}{'GF/s' if flops else '':>8s}  faster than the one before")
     for rung, (fate, reason) in zip(rungs, verdicts, strict=True):
         if rung in times:
             t = times[rung]
-            rate = f"{flops / t / 1e9:8.1f}" if flops else f"{'':8s}"
-            ratio = f"  {before / t:.2f} x" if before else ""
-            print(f"{rung.name:<16s}{1e3 * t:>8.3f} ms{moved / t / 1e9:8.1f}{rate}{ratio}")
+            rate = f"{flops / t / 1e9:.1f}" if flops else ""
+            ratio = f"{before / t:.2f} x" if before else ""
+            print(f"{rung.name:<16s}{1e3 * t:>8.3f} ms{moved / t / 1e9:8.1f}{rate:>8s}  {ratio}".rstrip())
             before = t
         else:
             print(f"{rung.name:<16s}{fate}: {reason}")
@@ -122,11 +122,6 @@ def verdict(kernel: str, rung: Rung, args: tuple) -> tuple[str, str]:
     except (RuntimeError, ImportError) as error:
         return "not timed", str(error)
     return ("WRONG", wrong) if wrong else ("right", "")
-
-
-def timed(example: Example, rungs: list[Rung], args: tuple, seconds: float) -> list[float]:
-    calls: list[Callable[[], object]] = [partial(rung.function, *args) for rung in rungs]
-    return best_times(calls, seconds)
 
 
 def counted(example: Example, function: Callable, args: tuple) -> tuple[int, int]:

@@ -23,15 +23,14 @@ def best_times(calls: Sequence[Callable[[], Any]], seconds: float) -> list[float
     >>> fast < 0.01 < slow
     True
     """
-    best = [float("inf")] * len(calls)
-    for _ in range(ROUNDS):
+    best, spent = [float("inf")] * len(calls), [0.0] * len(calls)
+    for turn in range(1, ROUNDS + 1):
         for i, call in enumerate(calls):
-            spent = 0.0
-            while spent < seconds / ROUNDS:
+            while spent[i] < seconds * turn / ROUNDS:
                 start = time.perf_counter()
                 call()
                 took = time.perf_counter() - start
-                best[i], spent = min(best[i], took), spent + took
+                best[i], spent[i] = min(best[i], took), spent[i] + took
     return best
 
 
