@@ -5,8 +5,10 @@ One side of such a product is only the rank wide. It is cut for BLAS by ``skinny
 
 from __future__ import annotations
 
+import numpy as np
+
 from .gemm import at, gemm, skinny_step
-from .jit import inner
+from .jit import inner, span
 from .products import block, fill_bias
 
 
@@ -20,15 +22,6 @@ def rows_times(blas, trans_b, rows, n, k, alpha, a, lda, b, ldb, c, ldc):
 
 
 @inner
-def sum_over_rows(blas, rows, m, n, alpha, a, lda, b, ldb, beta, c, ldc):
-    """c (m, n) = alpha a (rows, m).T b (rows, n) + beta c, where m or n is the rank; a, b, c are addresses."""
-    step = skinny_step(rows, m, n)
-    for i in range(0, max(rows, 1), step):
-        keep, count = beta if i == 0 else 1.0, min(step, rows - i)
-        gemm(blas, True, False, m, n, count, alpha, a + 4 * i * lda, lda, b + 4 * i * ldb, ldb, keep, c, ldc)
-
-
-@inner
 def adapted_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y):
     """A block of y = x W.T + b + s xa B.T: bias, low-rank term and base product, one onto the other."""
     (rows, k), (n, rank) = x.shape, lora_b.shape
@@ -38,3 +31,37 @@ def adapted_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y):
     low, up = at(xa, r0 * rank), at(lora_b, n0 * rank)
     gemm(blas, False, True, r1 - r0, n1 - n0, rank, scaling, low, rank, up, rank, beta, out, n)
     gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, at(x, r0 * k), k, at(weight, n0 * k), k, 1.0, out, n)
+
+
+@inner
+def add_input_gradient(t, parts, blas, grad, weight, dx):
+    """Some rows of dx += grad W."""
+    (rows, n), k = grad.shape, weight.shape[1]
+    r0, r1 = span(t, parts, rows)
+    gemm(blas, False, False, r1 - r0, k, n, 1.0, at(grad, r0 * n), n, at(weight, 0), k, 1.0, at(dx, r0 * k), k)
+
+
+@inner
+def block_rows(n, k, rank):
+    """How many rows at a time the backward pass takes: few enough for the cache, and for BLAS not to copy them."""
+    return min(skinny_step(64, max(n, k), rank), 64)
+
+
+@inner
+def gradient_block(blas, rows, n, k, rank, scaling, needs, grad, x, xa, lora_a, lora_b, low, dx, da, db):
+    """What some rows give while they are in the cache: dx = low A with low = s grad B, and dA, dB += their share.
+
+    All arrays are addresses; low (rows, rank) is scratch. ``needs``: of dx, dA, dB.
+    """
+    gemm(blas, False, False, rows, rank, n, scaling, grad, n, lora_b, rank, 0.0, low, rank)
+    if needs[0]:
+        gemm(blas, False, False, rows, k, rank, 1.0, low, rank, lora_a, k, 0.0, dx, k)
+    if needs[1]:
+        gemm(blas, True, False, rank, k, rows, 1.0, low, rank, x, k, 1.0, da, k)
+    if needs[2]:
+        gemm(blas, True, False, n, rank, rows, scaling, grad, n, xa, rank, 1.0, db, rank)
+
+
+def summed(shares: np.ndarray) -> np.ndarray:
+    """The sum of what the threads contributed (parts, ...), always in the same order."""
+    return shares[0] if len(shares) == 1 else shares.sum(0)

@@ -1,8 +1,26 @@
-"""The LoRA linear layer in one pass over the rows: the low-rank term is added where the base product is accumulated.
+"""The LoRA linear layer: the low-rank term is added where the base product is accumulated.
 
 Forward has no (R, N) temporary: bias, low-rank term and base product go into one block of rows. Unfused, two products
-are written, read again, and their sum written. xa (R, r) is kept: backward does not multiply x by A again, and d(xa)
-(R, r) is its only temporary. The rank is small, so every product with it is cut for BLAS by ``skinny_step``.
+are written, read again, and their sum written. xa (R, r) is kept: backward does not multiply x by A again.
+
+Backward takes 64 rows at a time and makes all low-rank products of them while they are in the cache: d(xa), dx, and
+their share of dA and dB. So x and grad are read from memory once for these, and once more, grad alone, for the base's
+dx = grad W, which wants large blocks. Each thread sums the shares of its rows; these sums are added in a fixed order.
+
+Passes over memory, in arrays of R rows (x or dx, y or grad):
+
+===========  ============  =====  =======
+             plain linear  fused  unfused
+===========  ============  =====  =======
+forward      2             5      9
+backward     2             6      11
+===========  ============  =====  =======
+
+Fused, forward reads x again for xa, and writes and reads y between the two products; backward reads grad and x again,
+and writes and reads dx. Unfused, y, s v and y + s v, or s grad and the two terms of dx, are arrays of their own.
+
+B A is never formed, and a frozen W costs no product. xa is a pass of its own, not part of the base product, which BLAS
+does in one piece; it takes r / N of that product's time.
 """
 
 from __future__ import annotations
@@ -11,10 +29,10 @@ import numpy as np
 from numba import prange
 
 from .. import runtime
-from ..gemm import at, gemm
-from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, REAL, inner, kernel, span
+from ..gemm import at
+from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, OUT3, REAL, inner, kernel, span
 from ..layout import rows_of
-from ..lowrank import adapted_block, rows_times, sum_over_rows
+from ..lowrank import adapted_block, add_input_gradient, block_rows, gradient_block, rows_times, summed
 from ..products import bias_gradient, product_parts, weight_gradient
 from .reference import check_backward, check_forward
 
@@ -37,63 +55,34 @@ def _forward(parts, blas, x, weight, bias, lora_a, lora_b, scaling, xa, y):
 
 
 @inner
-def _up(t, parts, blas, grad, lora_b, scaling, dxa):
-    """Some rows of d(xa) = s grad B."""
-    (first, last), (n, rank) = span(t, parts, len(grad)), lora_b.shape
-    g, out = at(grad, first * n), at(dxa, first * rank)
-    rows_times(blas, False, last - first, rank, n, scaling, g, n, at(lora_b, 0), rank, out, rank)
-
-
-@inner
-def _x_gradient(t, parts, blas, grad, weight, dxa, lora_a, dx):
-    """Some rows of dx = d(xa) A + grad W."""
-    (rows, n), (rank, k) = grad.shape, lora_a.shape
-    r0, r1 = span(t, parts, rows)
-    out = at(dx, r0 * k)
-    rows_times(blas, False, r1 - r0, k, rank, 1.0, at(dxa, r0 * rank), rank, at(lora_a, 0), k, out, k)
-    gemm(blas, False, False, r1 - r0, k, n, 1.0, at(grad, r0 * n), n, at(weight, 0), k, 1.0, out, k)
-
-
-@inner
-def _a_gradient(t, parts, blas, dxa, x, da):
-    """Some columns of dA = d(xa).T x: each thread owns its columns."""
-    (rows, k), rank = x.shape, dxa.shape[1]
-    k0, k1 = span(t, parts, k)
-    sum_over_rows(blas, rows, rank, k1 - k0, 1.0, at(dxa, 0), rank, at(x, k0), k, 0.0, at(da, k0), k)
-
-
-@inner
-def _b_gradient(t, parts, blas, grad, xa, scaling, db):
-    """Some rows of dB = s grad.T xa: each thread owns its rows."""
-    (rows, n), rank = grad.shape, xa.shape[1]
-    n0, n1 = span(t, parts, n)
-    sum_over_rows(blas, rows, n1 - n0, rank, scaling, at(grad, n0), n, at(xa, 0), rank, 0.0, at(db, n0 * rank), rank)
-
-
-@inner
-def _gradients(t, parts, blas, grad, x, xa, weight, lora_a, scaling, needs, dxa, dx, dweight, dbias, da, db):
-    if needs[0]:
-        _x_gradient(t, parts, blas, grad, weight, dxa, lora_a, dx)
-    if needs[1]:
-        weight_gradient(t, parts, blas, grad, x, dweight)
-    if needs[2]:
-        bias_gradient(t, parts, grad, dbias)
-    if needs[3]:
-        _a_gradient(t, parts, blas, dxa, x, da)
-    if needs[4]:
-        _b_gradient(t, parts, blas, grad, xa, scaling, db)
+def _low_rank_gradients(t, parts, blas, grad, x, xa, lora_a, lora_b, scaling, needs, dx, da, db):
+    """A thread's rows of dx = s grad B A, and their share of dA and dB, in one pass over grad and x."""
+    (first, last), (rank, k), n = span(t, parts, len(x)), lora_a.shape, grad.shape[1]
+    step = block_rows(n, k, rank)
+    low = np.empty((step, rank), np.float32)
+    da[:], db[:] = 0, 0
+    for r in range(first, last, step):
+        g, rows, u, out = at(grad, r * n), at(x, r * k), at(xa, r * rank), at(dx, r * k if needs[0] else 0)
+        a, b, scratch, to_a, to_b = at(lora_a, 0), at(lora_b, 0), at(low, 0), at(da, 0), at(db, 0)
+        count = min(step, last - r)
+        gradient_block(blas, count, n, k, rank, scaling, needs, g, rows, u, a, b, scratch, out, to_a, to_b)
 
 
 @kernel(
-    INT, IN2, IN2, IN2, IN2, IN2, IN2, REAL, FLAG, FLAG, FLAG, FLAG, FLAG, OUT2, OUT2, OUT2, OUT1, OUT2, OUT2
+    INT, IN2, IN2, IN2, IN2, IN2, IN2, REAL, FLAG, FLAG, FLAG, FLAG, FLAG, OUT2, OUT2, OUT1, OUT3, OUT3
 )  # fmt: skip
 def _backward(parts, blas, grad, x, xa, weight, lora_a, lora_b, scaling, need_x, need_weight, need_bias, need_a,
-              need_b, dxa, dx, dweight, dbias, da, db):  # fmt: skip
+              need_b, dx, dweight, dbias, da, db):  # fmt: skip
     for t in prange(parts):
-        _up(t, parts, blas, grad, lora_b, scaling, dxa)
-    for t in prange(parts):
-        needs = (need_x, need_weight, need_bias, need_a, need_b)
-        _gradients(t, parts, blas, grad, x, xa, weight, lora_a, scaling, needs, dxa, dx, dweight, dbias, da, db)
+        if need_x or need_a or need_b:
+            needs = (need_x, need_a, need_b)
+            _low_rank_gradients(t, parts, blas, grad, x, xa, lora_a, lora_b, scaling, needs, dx, da[t], db[t])
+        if need_x:
+            add_input_gradient(t, parts, blas, grad, weight, dx)
+        if need_weight:
+            weight_gradient(t, parts, blas, grad, x, dweight)
+        if need_bias:
+            bias_gradient(t, parts, grad, dbias)
 
 
 def lora_linear_forward(
@@ -127,11 +116,14 @@ def lora_linear_backward(
 ) -> tuple[np.ndarray | None, ...]:
     """See the reference."""
     check_backward(grad, x, xa, weight, lora_a, lora_b)
-    g, rows, xa_rows = rows_of(grad), rows_of(x), rows_of(xa)
+    g, rows, u = rows_of(grad), rows_of(x), rows_of(xa)
     weight, lora_a, lora_b = (np.ascontiguousarray(m) for m in (weight, lora_a, lora_b))
-    shapes = (rows.shape, weight.shape, weight.shape[:1], lora_a.shape, lora_b.shape)
+    parts = product_parts(len(g), *weight.shape)
+    shapes = (rows.shape, weight.shape, weight.shape[:1], (parts, *lora_a.shape), (parts, *lora_b.shape))
     out = [np.empty(s if need else (0,) * len(s), np.float32) for s, need in zip(shapes, needs, strict=True)]
-    inputs = (runtime.start(), g, rows, xa_rows, weight, lora_a, lora_b, float(scaling), *needs)
-    _backward(product_parts(len(g), *weight.shape), *inputs, np.empty(xa_rows.shape, np.float32), *out)
-    out[0] = out[0].reshape(x.shape) if needs[0] else out[0]
-    return tuple(gradient if need else None for gradient, need in zip(out, needs, strict=True))
+    _backward(parts, runtime.start(), g, rows, u, weight, lora_a, lora_b, float(scaling), *needs, *out)
+    dx, dweight, dbias, da, db = (gradient if need else None for gradient, need in zip(out, needs, strict=True))
+    return (
+        None if dx is None else dx.reshape(x.shape), dweight, dbias,
+        None if da is None else summed(da), None if db is None else summed(db),
+    )  # fmt: skip
