@@ -22,6 +22,10 @@ BACKENDS = ("reference", "numba", "triton")
 FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "linear": (("linear_forward", "linear_backward"), ("reference", "numba")),
     "lora": (("lora_linear_forward", "lora_linear_backward"), ("reference", "numba")),
+    "linear_4bit": (
+        ("linear_4bit_forward", "linear_4bit_backward", "lora_linear_4bit_forward", "lora_linear_4bit_backward"),
+        ("reference", "numba"),
+    ),
     "matmul": (("matmul",), ("reference", "numba")),
     "norm": (
         ("layer_norm_forward", "layer_norm_backward", "rms_norm_forward", "rms_norm_backward"),

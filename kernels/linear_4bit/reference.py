@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..checks import same_shape
-from ..four_bit.layout import Quantized
+from ..four_bit.layout import Quantized, check_quantized
 from ..four_bit.reference import dequantize_4bit
 from ..layout import rows_of
 
@@ -135,6 +135,7 @@ def check_lora_backward(
 
 
 def check_weight(q: Quantized) -> None:
-    """Raise ValueError unless q is a matrix."""
+    """Raise ValueError unless q is a matrix whose parts fit each other."""
+    check_quantized("linear_4bit", q)
     if len(q.shape) != 2:
         raise ValueError(f"linear_4bit: q must be a matrix (N, K), got shape {q.shape}")

@@ -9,6 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from minitorch_peft.kernels import get, use_backend
 from minitorch_peft.kernels.examples import Draw, examples
+from minitorch_peft.kernels.four_bit.layout import Quantized
+from minitorch_peft.kernels.four_bit.reference import quantize_4bit
 from minitorch_peft.kernels.verify import TOLERANCE, disagreement
 
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
@@ -62,6 +64,11 @@ CASES: dict[str, Callable[[Draw], tuple]] = {
     name: example.drawn for name, example in examples().items() if not example.in_place
 }
 
+
+def four_bits(x: np.ndarray) -> Quantized:
+    return quantize_4bit(x, compress_statistics=True)
+
+
 LARGE = {  # above the size at which the work is cut into parts, with remainders everywhere
     "linear_forward": lambda r: (r(301, 97), r(75, 97), r(75)),
     "linear_backward": lambda r: (r(301, 75), r(301, 97), r(75, 97)),
@@ -71,6 +78,16 @@ LARGE = {  # above the size at which the work is cut into parts, with remainders
     ),
     "lora_linear_backward in several steps": lambda r: (
         r(901, 195), r(901, 197), r(901, 17), r(195, 197), r(17, 197), r(195, 17), 2.0, (True,) * 5,
+    ),
+    "linear_4bit_forward": lambda r: (r(301, 270), four_bits(r(530, 270)), r(530)),
+    "linear_4bit_forward of few rows": lambda r: (r(60, 1100), four_bits(r(75, 1100)), None),
+    "linear_4bit_backward": lambda r: (r(301, 270), four_bits(r(270, 530))),
+    "linear_4bit_backward of few rows": lambda r: (r(60, 75), four_bits(r(75, 1100))),
+    "lora_linear_4bit_forward": lambda r: (
+        r(301, 270), four_bits(r(530, 270)), r(530), r(5, 270), r(530, 5), 2.0,
+    ),
+    "lora_linear_4bit_backward": lambda r: (
+        r(301, 270), r(301, 530), r(301, 5), four_bits(r(270, 530)), r(5, 530), r(270, 5), 2.0, (True,) * 4,
     ),
     "matmul": lambda r: (r(37, 31, 40), r(37, 40, 33)),
     "matmul of one pair": lambda r: (r(301, 97), r(97, 75)),
