@@ -41,8 +41,8 @@ FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cross_entropy": (("cross_entropy_forward", "cross_entropy_backward"), ("reference", "numba")),
     "embedding": (("embedding_forward", "embedding_backward"), ("reference", "numba")),
     "rotary": (("rotary_forward", "rotary_backward"), ("reference", "numba")),
-    "four_bit": (("quantize_4bit", "dequantize_4bit"), ("reference",)),
-    "eight_bit": (("quantize_blockwise", "dequantize_blockwise"), ("reference",)),
+    "four_bit": (("quantize_4bit", "dequantize_4bit"), ("reference", "numba")),
+    "eight_bit": (("quantize_blockwise", "dequantize_blockwise"), ("reference", "numba")),
     "optimizer": (("adamw_step", "square_norm"), ("reference", "numba")),
 }  # fmt: skip
 

@@ -27,7 +27,9 @@ def quantize_blockwise(x: np.ndarray, code: np.ndarray, blocksize: int = 256) ->
     x = check_values("quantize_blockwise", x, blocksize)
     check_codes("quantize_blockwise", code)
     scaled, absmax = scaled_blocks(x, blocksize)
+    # BEGIN SOLUTION(task="4.4a")
     return np.searchsorted(boundaries(code), scaled).astype(np.uint8), absmax
+    # END SOLUTION
 
 
 def dequantize_blockwise(
@@ -42,7 +44,9 @@ def dequantize_blockwise(
     [-3.0, 3.0]
     """
     check_codes("dequantize_blockwise", code, codes, absmax, shape, blocksize)
+    # BEGIN SOLUTION(task="4.4b")
     return (code[codes] * np.repeat(absmax, blocksize)[: codes.size]).reshape(shape)
+    # END SOLUTION
 
 
 def scaled_blocks(x: np.ndarray, blocksize: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +58,7 @@ def scaled_blocks(x: np.ndarray, blocksize: int) -> tuple[np.ndarray, np.ndarray
     >>> scaled_blocks(np.array([1, -4, 0, 0, 3], np.float32), 2)[0].tolist()
     [0.25, -1.0, 0.0, 0.0, 1.0]
     """
+    # BEGIN SOLUTION(task="4.2a")
     rows = np.zeros((-(-x.size // blocksize), blocksize), np.float32)
     rows.reshape(-1)[: x.size] = x
     absmax = np.abs(rows).max(axis=1)
@@ -61,3 +66,4 @@ def scaled_blocks(x: np.ndarray, blocksize: int) -> tuple[np.ndarray, np.ndarray
         reciprocal = (1 / absmax)[:, None]
         scaled = np.where(np.isfinite(reciprocal), rows * reciprocal, rows / np.where(absmax > 0, absmax, 1)[:, None])
     return scaled.reshape(-1)[: x.size], absmax
+    # END SOLUTION

@@ -23,10 +23,8 @@ place.
 """
 
 _FP4_MAGNITUDES = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3]) / 12
-FP4_BOUNDARIES = frozen([0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333])
+_FP4_BOUNDARIES = frozen([0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333])
 """Where |x| is nearer to the next magnitude, in the digits of bitsandbytes' CUDA kernel (0.583333 lacks one)."""
-FP4_ORDER = np.array([0, 1, 6, 7, 4, 5, 2, 3], np.uint8)
-"""The codes of the magnitudes from the smallest to the largest."""
 
 
 @functools.cache
@@ -63,9 +61,28 @@ ZERO_CODE = {"nf4": 7, "fp4": 0, "int4": 8}
 
 @functools.cache
 def boundaries(quant_type: str) -> np.ndarray:
-    """The middles between neighbouring values of a sorted code (``nf4``, ``int4``): (15,) float32, read-only.
+    """Where one interval ends and the next begins: (15,) float32, rising, read-only.
 
-    The code of x is the number of middles that are below x: x in the middle goes to the lower code.
+    The interval of x is the number of boundaries below x, and ``order`` names the code of each interval. The
+    boundaries are the middles between neighbouring values, so that x in the middle goes to the lower one. FP4's are
+    given by magnitude: one in the middle goes to the smaller magnitude, so below zero each boundary is the next
+    smaller float32. What is below zero, however little, has the sign bit.
     """
-    code = code_table(quant_type)
-    return frozen((code[:-1] + code[1:]) * f32(0.5))
+    if quant_type == "fp4":
+        below = np.concatenate([-_FP4_BOUNDARIES[::-1], frozen([0])])
+        return frozen(np.concatenate([np.nextafter(below, f32(-np.inf)), _FP4_BOUNDARIES]))
+    values = code_table(quant_type)
+    return frozen((values[:-1] + values[1:]) * f32(0.5))
+
+
+@functools.cache
+def order(quant_type: str) -> np.ndarray:
+    """The codes from the most negative value to the largest: (16,) uint8.
+
+    >>> order("fp4").tolist()
+    [11, 10, 13, 12, 15, 14, 9, 8, 0, 1, 6, 7, 4, 5, 2, 3]
+    """
+    if quant_type == "fp4":
+        rising = np.argsort(_FP4_MAGNITUDES).astype(np.uint8)
+        return np.concatenate([rising[::-1] + np.uint8(8), rising])
+    return np.arange(16, dtype=np.uint8)

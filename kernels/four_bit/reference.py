@@ -7,12 +7,14 @@ FP4's zero and, with AVX-512, dequantizes wrongly where a row is no whole number
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..eight_bit.checks import check_values
 from ..eight_bit.codes import create_dynamic_map
 from ..eight_bit.reference import dequantize_blockwise, quantize_blockwise, scaled_blocks
-from .codes import FP4_BOUNDARIES, FP4_ORDER, ZERO_CODE, boundaries, code_table
+from .codes import ZERO_CODE, boundaries, code_table, order
 from .layout import Nested, Quantized, check_format, check_quantized, output
 
 NESTED_BLOCKSIZE = 256
@@ -42,7 +44,7 @@ def quantize_4bit(
     check_format("quantize_4bit", blocksize, quant_type)
     scaled, absmax = scaled_blocks(check_values("quantize_4bit", x, blocksize), blocksize)
     codes = np.full(scaled.size + scaled.size % 2, ZERO_CODE[quant_type], np.uint8)
-    codes[: scaled.size] = nearest_codes(scaled, quant_type)
+    codes[: scaled.size] = order(quant_type)[np.searchsorted(boundaries(quant_type), scaled)]
     q = Quantized(codes[::2] << 4 | codes[1::2], absmax, x.shape, blocksize, quant_type, None)
     return compressed(q) if compress_statistics else q
 
@@ -68,22 +70,15 @@ def dequantize_4bit(q: Quantized, dtype: str = "float32", out: np.ndarray | None
     return out
 
 
-def nearest_codes(scaled: np.ndarray, quant_type: str) -> np.ndarray:
-    """The codes of values in [-1, 1]: uint8 of their shape."""
-    if quant_type == "fp4":
-        return FP4_ORDER[np.searchsorted(FP4_BOUNDARIES, np.abs(scaled))] | np.where(scaled < 0, 8, 0).astype(np.uint8)
-    return np.searchsorted(boundaries(quant_type), scaled).astype(np.uint8)
-
-
-def compressed(q: Quantized) -> Quantized:
+def compressed(q: Quantized, quantize: Callable = quantize_blockwise) -> Quantized:
     """q with its float32 absmax quantized in turn (QLoRA eq. 6): double quantization."""
     offset = np.float32(q.absmax.mean(dtype=np.float64)) if q.absmax.size else np.float32(0)
     code = create_dynamic_map()
-    codes, absmax = quantize_blockwise(q.absmax - offset, code, NESTED_BLOCKSIZE)
+    codes, absmax = quantize(q.absmax - offset, code, NESTED_BLOCKSIZE)
     return q._replace(absmax=codes, nested=Nested(code, absmax, float(offset), NESTED_BLOCKSIZE))
 
 
-def dequantized_absmax(q: Quantized) -> np.ndarray:
+def dequantized_absmax(q: Quantized, dequantize: Callable = dequantize_blockwise) -> np.ndarray:
     """The float32 absmax of every block: (blocks,).
 
     >>> q = quantize_4bit(np.ones(100), blocksize=32, compress_statistics=True)
@@ -92,8 +87,8 @@ def dequantized_absmax(q: Quantized) -> np.ndarray:
     """
     if q.nested is None:
         return q.absmax
-    _, absmax, offset, blocksize = q.nested
-    return dequantize_blockwise(q.absmax, absmax, q.nested.code, q.absmax.shape, blocksize) + np.float32(offset)
+    code, absmax, offset, blocksize = q.nested
+    return dequantize(q.absmax, absmax, code, q.absmax.shape, blocksize) + np.float32(offset)
 
 
 def bfloat16_bits(x: np.ndarray) -> np.ndarray:
