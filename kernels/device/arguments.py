@@ -38,8 +38,9 @@ class Borrowed:
 def on_device(arguments: Sequence[Any]) -> Iterator[list[Any]]:
     """The ``arguments`` as Triton takes them; NumPy arrays that can be written are copied back at the end.
 
-    An array that is passed twice is copied once. Raises RuntimeError without a GPU, ValueError where NumPy arrays
-    overlap without being the same (each would get a copy of its own), TypeError for a tensor that is not on the GPU.
+    They may stand in tuples. An array that is passed twice is copied once. Raises RuntimeError without a GPU,
+    ValueError where NumPy arrays overlap without being the same (each would get a copy of its own), TypeError for a
+    tensor that is not on the GPU.
     """
     copies: dict[tuple[int, int], tuple[HostArray, DeviceArray]] = {}
     yield [_on_device(argument, copies) for argument in arguments]
@@ -73,6 +74,8 @@ def argument(array: Any, dtype: str) -> Any:
 
 
 def _on_device(argument: Any, copies: dict[tuple[int, int], tuple[HostArray, DeviceArray]]) -> Any:
+    if isinstance(argument, tuple):
+        return tuple(_on_device(part, copies) for part in argument)
     if isinstance(argument, np.generic):
         return argument.item()
     if isinstance(argument, np.ndarray):

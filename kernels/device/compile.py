@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ TARGETS = {
 """A100 and H100 (CUDA C++ Programming Guide, technical specifications per compute capability)."""
 
 
+Type = str | tuple["Type", ...]
+
+
 @dataclass(frozen=True)
 class Build:
     """One way in which a kernel is compiled: types of its arguments, constants, warps and stages.
@@ -41,8 +44,8 @@ class Build:
     """Unique in its family: kernel and configuration, such as "linear_4bit_forward 128x128x64"."""
     kernel: Any
     """A function under ``@triton.jit`` (of an autotuned one: ``kernel.fn``)."""
-    signature: Mapping[str, str]
-    """Argument -> "*bf16", "*fp32", "*u8", "i32", "fp32", ...; without the constants."""
+    signature: Mapping[str, Type]
+    """Argument -> "*bf16", "*fp32", "*u8", "i32", "fp32", ..., or a tuple of these; without the constants."""
     constants: Mapping[str, Any]
     """The constexprs; an argument that is always 1 or None may stand here too, as Triton specialises it."""
     num_warps: int = 4
@@ -72,13 +75,26 @@ def build(what: Build, target: str) -> Any:
     given = {**what.signature, **dict.fromkeys(what.constants, "constexpr")}
     if set(given) != set(names) or set(what.divisible) - set(what.signature):
         raise ValueError(f"{what.name}: signature and constants name {sorted(given)}, the kernel takes {sorted(names)}")
-    aligned = [n for n in names if given[n].startswith("*") or n in what.divisible]
+    types = {(names.index(name), *path): kind for name in names for path, kind in _leaves(given[name])}
+    aligned = [path for path, kind in types.items() if kind.startswith("*") or names[path[0]] in what.divisible]
     source = triton.compiler.ASTSource(
         fn=what.kernel,
         signature={name: given[name] for name in names},
         constexprs={(names.index(name),): value for name, value in what.constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+        attrs={path: [["tt.divisibility", 16]] for path in aligned},
     )
     options = {"num_warps": what.num_warps, "num_stages": what.num_stages, **COMPILED}
     gpu = triton.backends.compiler.GPUTarget("cuda", TARGETS[target].capability, 32)
     return triton.compile(source, target=gpu, options=options)
+
+
+def _leaves(kind: Type) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Where each type stands in nested tuples, and what it is.
+
+    >>> list(_leaves(("i32", ("*u8",))))
+    [((0,), 'i32'), ((1, 0), '*u8')]
+    """
+    if isinstance(kind, str):
+        yield (), kind
+    else:
+        yield from (((i, *path), leaf) for i, part in enumerate(kind) for path, leaf in _leaves(part))

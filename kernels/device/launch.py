@@ -29,8 +29,8 @@ def run(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
 
     kernel: a function under ``@triton.jit``, or ``@triton.autotune`` above that. grid: up to three numbers of programs,
     or a function from the constants to them. args: NumPy arrays (C-contiguous; bfloat16 bits through
-    ``arguments.argument``), device arrays (``DeviceArray``, torch, CuPy), numbers, None. constants: the kernel's
-    constexprs, ``num_warps``, ``num_stages``.
+    ``arguments.argument``), device arrays (``DeviceArray``, torch, CuPy), numbers, None, tuples of these. constants:
+    the kernel's constexprs, ``num_warps``, ``num_stages``.
 
     An autotuned kernel is measured over its configurations the first time it meets a new key. It is not where the
     ``constants`` name a configuration's entries, nor in the interpreter, where the first configuration holds.
@@ -90,6 +90,8 @@ def _use_cuda() -> None:
 
 
 def _host_argument(argument: Any) -> Any:
+    if isinstance(argument, tuple):
+        return tuple(map(_host_argument, argument))
     if isinstance(argument, np.ndarray):
         return HostArray(argument)
     return argument.item() if isinstance(argument, np.generic) else argument

@@ -32,6 +32,12 @@ def scale_add(x, y, out, n, scale, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def scale_add_pair(pair, out, n, scale, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, scale * tl.load(pair[0] + i, mask=i < n) + tl.load(pair[1] + i, mask=i < n), mask=i < n)
+
+
+@triton.jit
 def product(a, b, c, K, BLOCK: tl.constexpr, STEP: tl.constexpr):
     i, k = tl.arange(0, BLOCK), tl.arange(0, STEP)
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -61,6 +67,7 @@ DECODED = Build("decoded", decoded_product, {"codes": "*u8", "b": "*fp16", "c": 
                 divisible=("K",), register_operand=True, targets=("sm_90",))  # fmt: skip
 SCALED = Build("scaled", scale_add, dict.fromkeys(("x", "y", "out"), "*fp32") | {"n": "i32", "scale": "fp32"},
                {"BLOCK": 1024}, decoded_elements=1024, divisible=("n",), targets=("sm_80",))  # fmt: skip
+OF_A_TUPLE = {"pair": ("*fp32", "*fp32"), "out": "*fp32", "n": "i32", "scale": "fp32"}
 BUILDS = {
     "product": PRODUCT,
     "too many registers": replace(
@@ -72,6 +79,7 @@ BUILDS = {
     "decoded": DECODED,
     "not from registers": replace(PRODUCT, register_operand=True, targets=("sm_90",)),
     "scaled": SCALED,
+    "of a tuple": replace(SCALED, kernel=scale_add_pair, signature=OF_A_TUPLE),
 }
 
 
@@ -118,6 +126,12 @@ def device_arrays() -> dict:
     run(scale_add, (3,), x, y, out, N, 2.5, BLOCK=BLOCK)
     pointers = [x.data_ptr(), y.data_ptr(), out.data_ptr()]
     return {"out": out.numpy().tolist(), "expected": expected(x.numpy(), y.numpy()), "pointers": pointers}
+
+
+def arrays_in_a_tuple() -> dict:
+    x, y, out = arrays()
+    run(scale_add_pair, grid, (x, y), out, N, 2.5, BLOCK=BLOCK, num_warps=2)
+    return {"out": out.tolist(), "expected": expected(x, y)}
 
 
 def one_array_twice() -> dict:

@@ -101,6 +101,14 @@ def test_an_array_passed_twice_is_one_on_the_device(program):
     assert outcome.memory["granted"] == 2
 
 
+def test_arrays_in_a_tuple_are_passed_one_by_one(program):
+    outcome = program("arrays_in_a_tuple")
+    (launch,) = outcome.launches  # the mock does not compute this kernel
+    *pointers, n, scale, _, _ = unpacked(launch, "QQQifQQ")
+    assert (len(set(pointers)), n, scale) == (3, 150, 2.5)
+    assert outcome.memory == {"granted": 3, "bytes_in_use": 0}
+
+
 def test_arrays_of_another_library_are_used_in_place(program):
     outcome = program("lent_arrays")
     assert_computed(outcome)

@@ -34,6 +34,7 @@ BROKEN = {
     "product, sm_90": [],
     "decoded, sm_90": [],
     "scaled, sm_80": [],
+    "of a tuple, sm_80": [],
     "too many registers, sm_90": ["registers spill to memory"],
     "too much shared memory, sm_80": ["bytes of shared memory, 166912 is the most", "no block fits"],
     "narrow, sm_80": ["instructions per element, 7.0 is the most"],
@@ -60,6 +61,7 @@ def test_machine_code_is_read(gated):
     assert (a100["shared"], h100["shared"]) == (2 * 2 * 128 * 64 * 2, 3 * 2 * 128 * 64 * 2)
     assert gated["decoded, sm_90"]["register_operands"] == gated["decoded, sm_90"]["tensor_core"] == 4
     assert gated["scaled, sm_80"]["loads"] == {"128": 4}  # two inputs of 1024 float32, 128 threads
+    assert gated["of a tuple, sm_80"]["loads"] == {"128": 4}
     assert gated["narrow, sm_80"]["loads"] == {"32": 16}
     assert gated["too many registers, sm_90"]["registers"] == 255
     assert gated["too many registers, sm_90"]["spills"] > 1000 < gated["too many registers, sm_90"]["stack"]

@@ -65,7 +65,7 @@ def program(name: str, **settings: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["numpy_arrays", "one_array_twice", "interpreted"])
+@pytest.mark.parametrize("name", ["numpy_arrays", "one_array_twice", "arrays_in_a_tuple", "interpreted"])
 def test_the_interpreter_runs_on_numpy_arrays(name):
     done = program(name, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
