@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from minitorch_peft.kernels.device.peers import PEERS
 from minitorch_peft.kernels.device.roofline import A100, H100, Launch, total
@@ -80,3 +85,21 @@ def test_a_kernel_and_its_peers_do_the_same_products(kernel, shape):
         again = 4 * shape[0] * shape[3] * max(shape[1:3]) * (name == "unsloth")
         assert ours.flops <= theirs.flops <= ours.flops + again
         assert ours.seconds < theirs.seconds or name == "LoRAFusion"
+
+
+@pytest.mark.slow
+def test_the_page_is_written(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "benchmarks.roofline", "--results", tmp_path, "--rank", "8"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert "lora_linear_4bit_backward" in done.stdout and "H100 us" in done.stdout
+    tables = json.loads((tmp_path / "roofline.json").read_text())
+    (found,) = (
+        dict(zip(tables["columns"], row, strict=True))
+        for row in tables["Llama 3 8B"]
+        if row[:5] == ["lora_linear_forward", 14336, 4096, 1024, 64]
+    )
+    ours = total(OURS["lora_linear_forward"](1024, 14336, 4096, 64), A100)
+    assert (found["A100 us"], found["A100 bound"]) == (round(1e6 * ours.seconds, 2), "compute")
+    assert set(found["H100 peers us"]) == {"peft", "unsloth", "LoRAFusion"}
+    assert (tmp_path / "roofline.png").stat().st_size > 10_000
