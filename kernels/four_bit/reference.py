@@ -43,9 +43,11 @@ def quantize_4bit(
     """
     check_format("quantize_4bit", blocksize, quant_type)
     scaled, absmax = scaled_blocks(check_values("quantize_4bit", x, blocksize), blocksize)
+    # BEGIN SOLUTION(task="4.2b")
     codes = np.full(scaled.size + scaled.size % 2, ZERO_CODE[quant_type], np.uint8)
     codes[: scaled.size] = order(quant_type)[np.searchsorted(boundaries(quant_type), scaled)]
     q = Quantized(codes[::2] << 4 | codes[1::2], absmax, x.shape, blocksize, quant_type, None)
+    # END SOLUTION
     return compressed(q) if compress_statistics else q
 
 
@@ -63,8 +65,10 @@ def dequantize_4bit(q: Quantized, dtype: str = "float32", out: np.ndarray | None
     """
     check_quantized("dequantize_4bit", q)
     out = output("dequantize_4bit", q.shape, dtype, out)
+    # BEGIN SOLUTION(task="4.3")
     codes = np.stack([q.packed >> 4, q.packed & 15], axis=1).reshape(-1)[: out.size]
     values = code_table(q.quant_type)[codes] * np.repeat(dequantized_absmax(q), q.blocksize)[: out.size]
+    # END SOLUTION
     with np.errstate(over="ignore"):  # float16 ends at 65504
         out[...] = (bfloat16_bits(values) if dtype == "bfloat16" else values).reshape(q.shape)
     return out
@@ -72,10 +76,12 @@ def dequantize_4bit(q: Quantized, dtype: str = "float32", out: np.ndarray | None
 
 def compressed(q: Quantized, quantize: Callable = quantize_blockwise) -> Quantized:
     """q with its float32 absmax quantized in turn (QLoRA eq. 6): double quantization."""
+    # BEGIN SOLUTION(task="4.4c")
     offset = np.float32(q.absmax.mean(dtype=np.float64)) if q.absmax.size else np.float32(0)
     code = create_dynamic_map()
     codes, absmax = quantize(q.absmax - offset, code, NESTED_BLOCKSIZE)
     return q._replace(absmax=codes, nested=Nested(code, absmax, float(offset), NESTED_BLOCKSIZE))
+    # END SOLUTION
 
 
 def dequantized_absmax(q: Quantized, dequantize: Callable = dequantize_blockwise) -> np.ndarray:
@@ -87,8 +93,10 @@ def dequantized_absmax(q: Quantized, dequantize: Callable = dequantize_blockwise
     """
     if q.nested is None:
         return q.absmax
+    # BEGIN SOLUTION(task="4.4d")
     code, absmax, offset, blocksize = q.nested
     return dequantize(q.absmax, absmax, code, q.absmax.shape, blocksize) + np.float32(offset)
+    # END SOLUTION
 
 
 def bfloat16_bits(x: np.ndarray) -> np.ndarray:
