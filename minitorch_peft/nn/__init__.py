@@ -4,7 +4,9 @@ from minitorch_peft.nn.activation import Activation
 from minitorch_peft.nn.context import ForwardContext
 from minitorch_peft.nn.dropout import Dropout
 from minitorch_peft.nn.embedding import Embedding
+from minitorch_peft.nn.leaf import Leaf
 from minitorch_peft.nn.linear import Linear, TiedLinear
+from minitorch_peft.nn.linear_4bit import Linear4bit
 from minitorch_peft.nn.module import Module, ModuleList, Parameter
 from minitorch_peft.nn.norm import LayerNorm, RMSNorm
 
@@ -14,7 +16,9 @@ __all__ = [
     "Embedding",
     "ForwardContext",
     "LayerNorm",
+    "Leaf",
     "Linear",
+    "Linear4bit",
     "Module",
     "ModuleList",
     "Parameter",

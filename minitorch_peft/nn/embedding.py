@@ -7,11 +7,11 @@ import numpy as np
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.nn import init
-from minitorch_peft.nn.context import ForwardContext
-from minitorch_peft.nn.module import Module, Parameter
+from minitorch_peft.nn.leaf import Leaf
+from minitorch_peft.nn.module import Parameter
 
 
-class Embedding(Module):
+class Embedding(Leaf):
     """``ids`` (...) of integers below in_features to (..., out_features); ``weight`` (in_features, out_features).
 
     Seen as a linear map of one-hot vectors, its dense weight (out, in) is ``weight`` transposed.
@@ -24,26 +24,17 @@ class Embedding(Module):
         self.out_features = embedding_dim
         self.weight = Parameter.empty((num_embeddings, embedding_dim), weight_init or init.normal(1.0))
 
-    def forward(self, ids: Tensor | np.ndarray, context: ForwardContext | None = None) -> Tensor:
-        return self.base_forward(ids)
-
     def base_forward(self, ids: Tensor | np.ndarray) -> Tensor:
         return F.embedding(ids, self.weight)
-
-    def linear_terms(self) -> None:
-        """None: an embedding looks rows up, it does not multiply."""
-        return None
 
     def project(self, ids: Tensor | np.ndarray, rows: Tensor) -> Tensor:
         """The columns of ``rows`` (r, in_features) that ``ids`` (...) choose, as (..., r)."""
         return F.embedding(ids, rows.transpose(0, 1))
 
     def dense_weight(self) -> np.ndarray:
-        """The weight as a dense array (out_features, in_features)."""
         return self.weight.data.T
 
     def set_dense_weight(self, array: np.ndarray) -> None:
-        """Put ``array`` (out_features, in_features) in place of the weight's."""
         self.weight.data = np.ascontiguousarray(array.T)
 
     def extra_repr(self) -> str:

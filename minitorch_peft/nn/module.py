@@ -36,13 +36,15 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A function with parameters. Sub-modules and parameters are its attributes; nothing is registered.
+    """A function with parameters. Sub-modules, parameters and buffers are its attributes; nothing is registered.
 
+    A buffer is a plain array: part of the state like a parameter, but never trained, and kept in its own dtype.
     ``forward(x, context)`` takes and returns one tensor. ``context`` is the :class:`ForwardContext` of this pass
     or None, and is handed down.
     """
 
     training: bool = True
+    packed_parameters: int = 0  # how many numbers its buffers stand for: weights stored in fewer bits
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} defines forward(x, context=None)")
@@ -68,6 +70,12 @@ class Module:
 
     def parameters(self) -> Iterator[Parameter]:
         return (p for _, p in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, np.ndarray):
+                    yield (f"{path}.{name}" if path else name), value
 
     def get(self, path: str) -> Any:
         """The sub-module or parameter at a dotted path.
@@ -98,20 +106,24 @@ class Module:
 
     # -- state -----------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Name to array; the arrays are the parameters' own memory, not copies."""
-        return {name: p.data for name, p in self.named_parameters()}
+        """Name to array, of parameters and buffers; the arrays are the module's own memory, not copies."""
+        return {**{name: p.data for name, p in self.named_parameters()}, **dict(self.named_buffers())}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Copy arrays into the parameters of the same names. All names and shapes must agree, or nothing changes."""
-        own = dict(self.named_parameters())
+        """Copy arrays into the parameters and buffers of the same names. All names and shapes must agree, and the
+        dtypes of buffers, or nothing changes."""
+        own, buffers = self.state_dict(), dict(self.named_buffers())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unexpected:
             raise KeyError(f"state does not fit: missing {missing or 'none'}; unexpected {unexpected or 'none'}")
-        for name, p in own.items():
-            if state[name].shape != p.shape:
-                raise ValueError(f"{name!r}: the state has shape {state[name].shape}, the model {p.shape}")
-        for name, p in own.items():
-            p.data[...] = state[name]
+        for name, array in own.items():
+            if state[name].shape != array.shape:
+                raise ValueError(f"{name!r}: the state has shape {state[name].shape}, the model {array.shape}")
+            if name in buffers and state[name].dtype != array.dtype:
+                raise ValueError(f"{name!r}: the state is {state[name].dtype}, the model {array.dtype}")
+        for name, array in own.items():
+            array[...] = state[name]
+        for p in self.parameters():
             p.version.count += 1
 
     def train(self: M, mode: bool = True) -> M:
@@ -139,7 +151,15 @@ class Module:
         return self
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        return sum(p.data.size for p in self.parameters() if p.requires_grad or not only_trainable)
+        """How many numbers it has, or how many train; a weight in four bits counts as what it stands for."""
+        if only_trainable:
+            return sum(p.data.size for p in self.parameters() if p.requires_grad)
+        packed = sum(module.packed_parameters for _, module in self.named_modules())
+        return packed + sum(p.data.size for p in self.parameters())
+
+    def get_memory_footprint(self) -> int:
+        """The bytes of its parameters and buffers."""
+        return sum(array.nbytes for array in self.state_dict().values())
 
     def extra_repr(self) -> str:
         return ""

@@ -73,10 +73,11 @@ class LoraLayer(Reparam):
         self.scaling = config.scaling(path)
 
     def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
-        alone = self.base_layer is self.base and not (self.training and self.dropout.p)
-        terms = self.base.linear_terms() if alone else None
-        if terms is None:
+        if self.base_layer is not self.base or (self.training and self.dropout.p):
             return super().adapted(x, context)
+        terms = self.base.linear_terms()
+        if terms is None:
+            return self.base.low_rank(x, self.lora_A, self.lora_B, self.scaling)
         return LoraLinear.apply(x, *terms, self.lora_A, self.lora_B, s=self.scaling)
 
     def delta(self, x: Tensor, context: ForwardContext | None) -> Tensor:
