@@ -1,5 +1,7 @@
 """Memory of the GPU, copies to and from it, and the device's properties, over the CUDA driver alone.
 
+All of it happens in order on the default stream, where Triton launches its kernels unless torch has chosen another.
+
 Every function here raises RuntimeError, with the driver's name for what happened, where the driver refuses; MemoryError
 where the device's memory is exhausted.
 """
@@ -7,19 +9,23 @@ where the device's memory is exhausted.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int, c_size_t, c_uint64
+import functools
+from ctypes import c_int, c_size_t, c_uint64, c_void_p
 from typing import NamedTuple
 
 import numpy as np
 
 from .driver import call
 
+RELEASE_THRESHOLD = 4  # CUmemPool_attribute in cuda.h
+
 
 def allocate(nbytes: int) -> int:
     """The address of ``nbytes`` new bytes on the device."""
+    _keep_freed_memory()
     pointer = c_uint64()
     try:
-        call("cuMemAlloc_v2", ctypes.byref(pointer), max(nbytes, 1))  # the driver refuses to allocate nothing
+        call("cuMemAllocAsync", ctypes.byref(pointer), max(nbytes, 1), None)  # the driver refuses to allocate nothing
     except MemoryError as error:
         free, total = memory()
         raise MemoryError(f"{error}: {nbytes:,} bytes asked for, {free:,} of {total:,} are free") from None
@@ -27,8 +33,17 @@ def allocate(nbytes: int) -> int:
 
 
 def free(pointer: int) -> None:
-    """Give back what ``allocate`` gave."""
-    call("cuMemFree_v2", pointer)
+    """Give back what ``allocate`` gave, as soon as the kernels launched so far are done with it."""
+    call("cuMemFreeAsync", pointer, None)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let the driver's pool keep what is freed: else it returns it, and waits for the device, at every free."""
+    index, pool, threshold = c_int(), c_void_p(), c_uint64(2**64 - 1)
+    call("cuCtxGetDevice", ctypes.byref(index))
+    call("cuDeviceGetDefaultMemPool", ctypes.byref(pool), index)
+    call("cuMemPoolSetAttribute", pool, RELEASE_THRESHOLD, ctypes.byref(threshold))
 
 
 def copy_to_device(pointer: int, array: np.ndarray) -> None:

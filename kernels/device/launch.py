@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ def run(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
     ``arguments.argument``), device arrays (``DeviceArray``, torch, CuPy), numbers, None, tuples of these. constants:
     the kernel's constexprs, ``num_warps``, ``num_stages``.
 
-    An autotuned kernel is measured over its configurations the first time it meets a new key. It is not where the
-    ``constants`` name a configuration's entries, nor in the interpreter, where the first configuration holds.
+    An autotuned kernel is measured over its configurations the first time it meets a new key; not where ``constants``
+    name a configuration's entries, not under ``use_configuration``, and not in the interpreter, which takes the first.
 
     Raises RuntimeError without a GPU unless ``TRITON_INTERPRET=1`` was set before Triton was imported.
     """
@@ -63,16 +64,33 @@ def is_interpreted(kernel: Any) -> bool:
     return interpreted
 
 
+@contextmanager
+def use_configuration(number: int) -> Iterator[None]:
+    """Run autotuned kernels with their configuration of this number (modulo theirs) inside a ``with`` block.
+
+    Nothing is measured then. Not thread-safe: for tests, which so reach every configuration.
+    """
+    global _configuration
+    before, _configuration = _configuration, number
+    try:
+        yield
+    finally:
+        _configuration = before
+
+
+_configuration: int | None = None
+
+
 def fixed(kernel: Any, constants: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """``kernel`` without its autotuner where nothing is left to tune, and the constants to run it with."""
     if not isinstance(kernel, triton.runtime.Autotuner):
         return kernel, constants
-    first = kernel.configs[0].all_kwargs()
     if set(kernel.configs[0].kwargs) & set(constants):
         return kernel.fn, constants
-    if is_interpreted(kernel):
-        return kernel.fn, {**first, **constants}
-    return kernel, constants
+    number = 0 if _configuration is None and is_interpreted(kernel) else _configuration
+    if number is None:
+        return kernel, constants
+    return kernel.fn, {**kernel.configs[number % len(kernel.configs)].all_kwargs(), **constants}
 
 
 @functools.cache

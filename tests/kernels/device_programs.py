@@ -17,7 +17,7 @@ from minitorch_peft.kernels.device.arguments import argument
 from minitorch_peft.kernels.device.array import DeviceArray
 from minitorch_peft.kernels.device.compile import TARGETS, Build, build
 from minitorch_peft.kernels.device.gate import broken
-from minitorch_peft.kernels.device.launch import run
+from minitorch_peft.kernels.device.launch import run, use_configuration
 from minitorch_peft.kernels.device.machine_code import cost
 from minitorch_peft.kernels.device.timing import do_bench
 from minitorch_peft.kernels.device.triton import tl, triton
@@ -193,6 +193,8 @@ def autotuned() -> dict:
     for _ in range(2):
         run(tuned, grid, x, y, out, N, 2.5)
     run(tuned, grid, x, y, out, N, 2.5, BLOCK=BLOCK, num_warps=8)
+    with use_configuration(4):
+        run(tuned, grid, x, y, out, 50, 2.5)
     best = next(iter(tuned.cache.values())).num_warps
     return {
         "out": out.numpy().tolist(),
@@ -216,7 +218,9 @@ def interpreted() -> dict:
 
     run(tuned, counted, x, y, argument(bits, "bfloat16"), N, 2.5)
     run(tuned, counted, x, y, argument(bits, "bfloat16"), N, 2.5, BLOCK=128, num_warps=4)
-    assert programs == [5, 2], programs
+    with use_configuration(3):
+        run(tuned, counted, x, y, argument(bits, "bfloat16"), N, 2.5)
+    assert programs == [5, 2, 3], programs
     want = np.array(expected(x, y), np.float32).view(np.uint32)
     return {"out": bits.tolist(), "expected": (want >> 16).tolist()}
 

@@ -120,7 +120,7 @@ static char *host(CUdeviceptr pointer, size_t size) { /* where the bytes are, if
     if (blocks[i].start && start >= blocks[i].start && start + size <= blocks[i].start + blocks[i].size) return start;
   return NULL;
 }
-EXPORT(cuMemAlloc)(CUdeviceptr *pointer, size_t size) {
+EXPORT(cuMemAllocAsync)(CUdeviceptr *pointer, size_t size, CUstream stream) {
   if (!current) return CUDA_ERROR_INVALID_CONTEXT;
   if (!size) return CUDA_ERROR_INVALID_VALUE;
   if (in_use + size > (size_t)setting("MOCK_MEMORY", 1 << 30)) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -132,7 +132,7 @@ EXPORT(cuMemAlloc)(CUdeviceptr *pointer, size_t size) {
   in_use += size, granted++;
   return *pointer = (CUdeviceptr)blocks[i].start + FAR, CUDA_SUCCESS;
 }
-EXPORT(cuMemFree)(CUdeviceptr pointer) {
+EXPORT(cuMemFreeAsync)(CUdeviceptr pointer, CUstream stream) {
   for (int i = 0; i < MOST_BLOCKS; i++)
     if (blocks[i].start && (CUdeviceptr)blocks[i].start + FAR == pointer) {
       free(blocks[i].start);
@@ -140,6 +140,13 @@ EXPORT(cuMemFree)(CUdeviceptr pointer) {
       return CUDA_SUCCESS;
     }
   return CUDA_ERROR_INVALID_VALUE;
+}
+EXPORT(cuDeviceGetDefaultMemPool)(CUmemoryPool *pool, CUdevice device) {
+  return *pool = (CUmemoryPool)0x9001, CUDA_SUCCESS;
+}
+EXPORT(cuMemPoolSetAttribute)(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
+  int right = pool == (CUmemoryPool)0x9001 && attribute == CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+  return right && *(cuuint64_t *)value ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 EXPORT(cuMemGetInfo)(size_t *free_bytes, size_t *total) {
   *total = setting("MOCK_MEMORY", 1 << 30), *free_bytes = *total - in_use;
