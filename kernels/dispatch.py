@@ -22,6 +22,9 @@ BACKENDS = ("reference", "numba", "triton")
 FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "linear": (("linear_forward", "linear_backward"), ("reference", "numba")),
     "lora": (("lora_linear_forward", "lora_linear_backward"), ("reference", "numba")),
+    "lora_dropout": (("lora_dropout_forward", "lora_dropout_backward"), ("reference", "numba")),
+    "lora_stacked": (("lora_stacked_forward", "lora_stacked_backward"), ("reference", "numba")),
+    "lora_gathered": (("lora_gathered_forward", "lora_gathered_backward"), ("reference", "numba")),
     "linear_4bit": (
         ("linear_4bit_forward", "linear_4bit_backward", "lora_linear_4bit_forward", "lora_linear_4bit_backward"),
         ("reference", "numba"),
@@ -43,6 +46,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rotary": (("rotary_forward", "rotary_backward"), ("reference", "numba")),
     "four_bit": (("quantize_4bit", "dequantize_4bit"), ("reference", "numba")),
     "eight_bit": (("quantize_blockwise", "dequantize_blockwise"), ("reference", "numba")),
+    "philox": (("philox_uniform",), ("reference", "numba")),
     "optimizer": (("adamw_step", "square_norm"), ("reference", "numba")),
 }  # fmt: skip
 

@@ -100,7 +100,9 @@ def examples() -> dict[str, Example]:
 
 
 def double(x: Any) -> Any:
-    """float64 in place of float32, anything else as it is."""
+    """float64 in place of float32, in tuples too; anything else as it is."""
+    if type(x) is tuple:
+        return tuple(map(double, x))
     return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_shape
+from ..checks import same_dtype, same_shape
 from ..layout import rows_of
 
 
@@ -74,13 +74,15 @@ def lora_linear_backward(
 def check_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, lora_a: np.ndarray, lora_b: np.ndarray
 ) -> None:
-    """Raise ValueError unless x (..., K), weight (N, K), bias (N,), lora_a (r, K) and lora_b (N, r) fit together."""
+    """Raise ValueError unless x (..., K), weight (N, K), bias (N,), lora_a (r, K) and lora_b (N, r) fit together, and
+    TypeError unless all have the dtype of x."""
     (n, k), rank = weight.shape, lora_a.shape[0]
     same_shape("lora_linear", "x", x, (*x.shape[:-1], k))
     same_shape("lora_linear", "lora_a", lora_a, (rank, k))
     same_shape("lora_linear", "lora_b", lora_b, (n, rank))
     if bias is not None:
         same_shape("lora_linear", "bias", bias, (n,))
+    same_dtype("lora_linear", x.dtype, weight=weight, bias=bias, lora_a=lora_a, lora_b=lora_b)
 
 
 def check_backward(
@@ -90,3 +92,4 @@ def check_backward(
     check_forward(x, weight, None, lora_a, lora_b)
     same_shape("lora_linear", "grad", grad, (*x.shape[:-1], weight.shape[0]))
     same_shape("lora_linear", "xa", xa, (*x.shape[:-1], lora_a.shape[0]))
+    same_dtype("lora_linear", x.dtype, grad=grad, xa=xa)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..checks import probability
 from ..linear.reference import linear_backward, linear_forward
 from ..lora.reference import check_backward, check_forward, lora_linear_backward, lora_linear_forward
-from ..philox.reference import dropped
+from ..philox.reference import counter_start, dropped
 
 
 def lora_dropout_forward(
@@ -33,7 +34,7 @@ def lora_dropout_forward(
     >>> y.ravel().tolist(), xa.ravel().tolist()
     ([1.0, 2.0, 1.0], [0.0, 2.0, 0.0])
     """
-    check_forward(x, weight, bias, lora_a, lora_b)
+    check_dropout(x, weight, bias, lora_a, lora_b, p, seed)
     frozen_zero = np.zeros_like(weight)  # the low-rank path is a LoRA layer whose frozen weight is zero
     low, xa = lora_linear_forward(dropped(x, p, seed), frozen_zero, None, lora_a, lora_b, scaling)
     return linear_forward(x, weight, bias) + low, xa
@@ -61,7 +62,7 @@ def lora_dropout_backward(
     >>> dx.ravel().tolist(), da.tolist(), db.tolist()
     ([1.0, 2.0, 1.0], [[1.0]], [[1.0]])
     """
-    check_backward(grad, x, xa, weight, lora_a, lora_b)
+    check_dropout_backward(grad, x, xa, weight, lora_a, lora_b, p, seed)
     frozen_zero = np.zeros_like(weight)
     of_low = (needs[0], False, False, needs[3], needs[4])
     dlow, _, _, da, db = lora_linear_backward(
@@ -69,3 +70,23 @@ def lora_dropout_backward(
     )
     dx, dweight, dbias = linear_backward(grad, x, weight, needs[:3])
     return dx if dx is None or dlow is None else dx + dropped(dlow, p, seed), dweight, dbias, da, db
+
+
+def check_dropout(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, lora_a: np.ndarray, lora_b: np.ndarray, p: float,
+    seed: int,
+) -> None:  # fmt: skip
+    """Raise unless the arrays fit together as in ``lora``, p lies in [0, 1) and the seed in [0, 2**64)."""
+    check_forward(x, weight, bias, lora_a, lora_b)
+    probability("lora_dropout", "p", p)
+    counter_start("lora_dropout", seed)
+
+
+def check_dropout_backward(
+    grad: np.ndarray, x: np.ndarray, xa: np.ndarray, weight: np.ndarray, lora_a: np.ndarray, lora_b: np.ndarray,
+    p: float, seed: int,
+) -> None:  # fmt: skip
+    """Raise unless grad (..., N) and xa (..., r) fit the arguments of the forward pass."""
+    check_backward(grad, x, xa, weight, lora_a, lora_b)
+    probability("lora_dropout", "p", p)
+    counter_start("lora_dropout", seed)

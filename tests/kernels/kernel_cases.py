@@ -11,7 +11,7 @@ from minitorch_peft.kernels import get, use_backend
 from minitorch_peft.kernels.examples import Draw, examples
 from minitorch_peft.kernels.four_bit.layout import Quantized
 from minitorch_peft.kernels.four_bit.reference import quantize_4bit
-from minitorch_peft.kernels.verify import TOLERANCE, disagreement
+from minitorch_peft.kernels.verify import TOLERANCE, disagreement, leaves
 
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 LAYOUTS = ("plain", "transposed", "every second", "reversed", "read-only")
@@ -53,6 +53,11 @@ def run(name: str, *args: Any, backend: str = "numba") -> tuple:
     return result if isinstance(result, tuple) else (result,)
 
 
+def bits(results: tuple) -> list:
+    """The bytes of every array in (nested) tuples, and anything else as it is."""
+    return [a.tobytes() if isinstance(a, np.ndarray) else a for a in leaves(results)]
+
+
 def assert_agrees(name: str, *args: Any, tolerance: float = TOLERANCE) -> None:
     """The float32 Numba kernel gives what the reference gives: values, shapes, dtypes, absent results."""
     with use_backend("numba"):
@@ -79,6 +84,25 @@ LARGE = {  # above the size at which the work is cut into parts, with remainders
     "lora_linear_backward in several steps": lambda r: (
         r(901, 195), r(901, 197), r(901, 17), r(195, 197), r(17, 197), r(195, 17), 2.0, (True,) * 5,
     ),
+    "lora_dropout_forward": lambda r: (r(301, 97), r(75, 97), r(75), r(5, 97), r(75, 5), 2.0, 0.3, 7),
+    "lora_dropout_backward": lambda r: (
+        r(301, 75), r(301, 97), r(301, 5), r(75, 97), r(5, 97), r(75, 5), 2.0, 0.3, 7, (True,) * 5,
+    ),
+    "lora_stacked_forward": lambda r: (
+        r(301, 97), (r(75, 97), r(33, 97)), (r(75), None), (r(5, 97), r(3, 97)), (r(75, 5), r(33, 3)), (2.0, 0.5),
+    ),
+    "lora_stacked_backward": lambda r: (
+        (r(301, 75), r(301, 33)), r(301, 97), (r(301, 5), r(301, 3)), (r(75, 97), r(33, 97)), (r(5, 97), r(3, 97)),
+        (r(75, 5), r(33, 3)), (2.0, 0.5),
+    ),
+    "lora_gathered_forward": lambda r: (
+        r(7, 43, 97), r(75, 97), r(75), r(3, 5, 97), r(3, 75, 5), r(3), np.array([2, 0, 0, -1, 1, 2, 2]),
+    ),
+    "lora_gathered_backward": lambda r: (
+        r(7, 43, 75), r(7, 43, 97), r(7, 43, 5), r(75, 97), r(3, 5, 97), r(3, 75, 5), r(3),
+        np.array([2, 0, 0, -1, 1, 2, 2]),
+    ),
+    "philox_uniform": lambda r: (2**40 + 1, 2**32 - 5, (301, 131)),
     "linear_4bit_forward": lambda r: (r(301, 270), four_bits(r(530, 270)), r(530)),
     "linear_4bit_forward of few rows": lambda r: (r(60, 1100), four_bits(r(75, 1100)), None),
     "linear_4bit_backward": lambda r: (r(301, 270), four_bits(r(270, 530))),
