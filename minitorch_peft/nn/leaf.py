@@ -51,3 +51,7 @@ class Leaf(Module):
     def dense(self, dtype: Any) -> Leaf:
         """The layer with a weight that can be set: itself, or where it is packed a Linear of ``dtype``."""
         return self
+
+    def repacked(self, dense: Leaf) -> Leaf:
+        """``dense`` stored as this layer is: the inverse of :meth:`dense`, but for the loss of packing."""
+        return dense

@@ -51,7 +51,7 @@ class Linear4bit(Leaf):
         self.nested_absmax, self.nested_offset = nested.absmax, np.array(nested.offset, np.float32)
 
     @classmethod
-    def from_linear(cls, linear: Linear, **how: Any) -> Linear4bit:
+    def from_linear(cls, linear: Any, **how: Any) -> Linear4bit:
         """A Linear's weight in four bits, and its bias; ``how``: the keywords of ``quantize_4bit``."""
         weight = linear.dense_weight().astype(np.float32, copy=False)
         return cls(dispatch.get("quantize_4bit", weight.dtype)(weight, **how), linear.bias)
@@ -87,6 +87,12 @@ class Linear4bit(Leaf):
         layer.weight.requires_grad_(False)
         layer.bias = self.bias
         return layer
+
+    def repacked(self, dense: Leaf) -> Linear4bit:
+        nested = self.nested_absmax is not None
+        return Linear4bit.from_linear(
+            dense, blocksize=self.blocksize, quant_type=self.quant_type, compress_statistics=nested
+        )
 
     def extra_repr(self) -> str:
         bias = "" if self.bias is not None else ", bias=False"

@@ -12,7 +12,7 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import ForwardContext, Module, Parameter, init
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import base_parameters, eject, slot
+from minitorch_peft.peft.inject import base_parameters, eject, packed_sizes
 from minitorch_peft.peft.shapes import Reparam, Selected, parameters_of
 
 M = TypeVar("M", bound=Module)
@@ -60,7 +60,14 @@ class Adapter:
         self.wrappers, self.selected, self.parts = {}, {}, {}
 
     def select(self, paths: Sequence[str]) -> None:
-        self.selected = {path: Selected(*slot(self.model, path), self.name) for path in paths}
+        """Put trainable copies beside parameters; ValueError for a weight in four bits, which has no gradient."""
+        if packed := sorted(packed_sizes(self.model).keys() & set(paths)):
+            more = f" (and {len(packed) - 1} more)" if len(packed) > 1 else ""
+            raise ValueError(
+                f"{packed[0]}{more} is stored in four bits and cannot be trained: leave it out, use LoRA, "
+                "or load the base without quantization"
+            )
+        self.selected = {path: Selected(self.model, path, self.name) for path in paths}
 
     @property
     def dtype(self) -> np.dtype:

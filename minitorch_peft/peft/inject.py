@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from minitorch_peft.nn import Module, Parameter
 
 
@@ -57,6 +59,24 @@ def base_parameters(model: Module) -> Iterator[tuple[str, Parameter]]:
         for name, value in vars(module).items():
             if isinstance(value, Parameter):
                 yield (f"{path}.{name}" if path else name), value
+
+
+def base_buffers(model: Module) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, array) of every buffer in the base's tree: what it stores beside parameters."""
+    for path, module in [("", unwrap(model)), *base_modules(model)]:
+        for name, value in vars(module).items():
+            if isinstance(value, np.ndarray):
+                yield (f"{path}.{name}" if path else name), value
+
+
+def packed_sizes(model: Module) -> dict[str, int]:
+    """The weights that are stored in fewer bits and cannot be trained, as path to number of values."""
+    return {f"{path}.weight": m.packed_parameters for path, m in base_modules(model) if m.packed_parameters}
+
+
+def parameter_sizes(model: Module) -> dict[str, int]:
+    """Path to number of values of everything that the base knows: parameters, and weights stored in fewer bits."""
+    return {**{path: p.data.size for path, p in base_parameters(model)}, **packed_sizes(model)}
 
 
 def slot(model: Module, path: str) -> tuple[Module, str]:

@@ -15,7 +15,8 @@ from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import Module, TiedLinear
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.inject import base_module, base_parameters, replace_base_module
+from minitorch_peft.peft.inject import base_buffers, base_module, base_parameters, replace_base_module
+from minitorch_peft.peft.standins import StandIns
 from minitorch_peft.training.evaluate import mode_of
 
 
@@ -24,7 +25,9 @@ class MergeCertificate:
     """How exact a merge was.
 
     ``weight_difference``: largest |merged weight - exact sum in float64|, the rounding of the store.
-    ``logit_difference`` and ``kl_divergence`` (nats, mean over positions): merged against unmerged model.
+    ``logit_difference`` (largest), ``relative_logit_difference`` (|merged - unmerged| / |unmerged|, over all logits)
+    and ``kl_divergence`` (nats, mean over positions): merged against unmerged model.
+    ``requantized``: how many merged weights were put back into four bits. Then the differences are what that lost.
     ``restores_base``: unmerging was tried and gave the base back bit for bit.
     ``untied``: the head got its own copy of the embedding, since merging changed one of the two.
     """
@@ -32,9 +35,11 @@ class MergeCertificate:
     layers: int
     weight_difference: float
     logit_difference: float
+    relative_logit_difference: float
     kl_divergence: float
     restores_base: bool
     untied: bool
+    requantized: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,19 +49,24 @@ class Merger:
     """Merges ``adapters`` into ``model`` and keeps the arrays that were there before: unmerging puts them back.
 
     Adding a difference and subtracting it again, as ``peft`` does, drifts: floating-point sums do not cancel.
+    A layer in four bits becomes a Linear of the dequantized weight; only ``requantize`` puts the sum back into four
+    bits, which loses what the certificate says.
     """
 
-    def __init__(self, model: GPT, adapters: Sequence[Adapter]) -> None:
+    def __init__(self, model: GPT, adapters: Sequence[Adapter], requantize: bool = False) -> None:
         self.model = model
         self.adapters = list(adapters)
         self.before: dict[str, np.ndarray] = {}
+        self.stand_ins = StandIns(model)
+        self.requantize = requantize
         self.tied: tuple[Module, GPTConfig] | None = None  # head and config of a model that merging unties
         self.rounding = 0.0
 
     def merge(self, run: Module, input_ids: Any = None) -> MergeCertificate:
         """Merge, and compare ``run(ids)`` before and after; a trial unmerge is part of it.
 
-        Raises ValueError, the model as it was, where the ids do not fit or a merged weight is not finite.
+        Raises ValueError, the model as it was, where the ids do not fit, a merged weight is not finite, or there is
+        nothing in four bits to requantize.
         """
         ids = self._probe() if input_ids is None else np.asarray(input_ids)
         fingerprint = checksum(self.model)
@@ -80,13 +90,16 @@ class Merger:
             layers=len(self.before) + sum(len(a.selected) for a in self.adapters),
             weight_difference=self.rounding,
             logit_difference=float(np.abs(merged - unmerged).max(initial=0)),
+            relative_logit_difference=float(np.linalg.norm(merged - unmerged) / (np.linalg.norm(unmerged) or 1)),
             kl_divergence=_mean_kl(unmerged, merged),
             restores_base=restored,
             untied=self.tied is not None,
+            requantized=len(self.stand_ins.pairs) if self.requantize else 0,
         )
 
     def unmerge(self) -> None:
-        """Put back every array that was there before the merge."""
+        """Put back every array, and every layer in four bits, that was there before the merge."""
+        self.stand_ins.unpack()
         # BEGIN SOLUTION(task="3.4c")
         for path, array in self.before.items():
             base_module(self.model, path).set_dense_weight(array)
@@ -95,6 +108,7 @@ class Merger:
             replace_base_module(self.model, "lm_head", head)
         self._forget()
         # END SOLUTION
+        self.stand_ins.leave()
 
     def commit(self) -> None:
         """Make the merge final: the arrays from before are let go, copies of parameters become the base's."""
@@ -102,6 +116,7 @@ class Merger:
             s.original.data = s.copy.data
             s.original.version.count += 1
         self._forget()
+        self.stand_ins.pairs = {}
 
     def _forget(self) -> None:
         self.before, self.tied = {}, None
@@ -110,8 +125,9 @@ class Merger:
 
     def _write(self) -> None:
         self._untie_if_touched()
-        for path, weight in self._exact().items():
-            leaf = base_module(self.model, path)
+        exact = self._exact()
+        for path, weight in exact.items():
+            leaf = self.stand_ins.settable(path, self.adapters[0].dtype)
             stored = weight.astype(leaf.dense_weight().dtype)
             if not np.isfinite(stored).all():
                 raise ValueError(f"merging would put values that are not finite into {path}: is the adapter sound?")
@@ -120,6 +136,10 @@ class Merger:
             leaf.set_dense_weight(stored)
             self.rounding = max(self.rounding, float(np.abs(stored - weight).max(initial=0)))
             # END SOLUTION
+        if self.requantize:
+            if not self.stand_ins.pairs:
+                raise ValueError("requantize: no weight that the adapters change is stored in four bits")
+            self.rounding = max(self.rounding, self.stand_ins.pack(exact))
         for adapter in self.adapters:
             adapter.merged = True
 
@@ -147,10 +167,10 @@ class Merger:
 
 
 def checksum(model: GPT) -> str:
-    """A fingerprint of every parameter of the base, names and bytes."""
+    """A fingerprint of every parameter and buffer of the base, names and bytes."""
     digest = hashlib.sha256()
-    for path, p in base_parameters(model):
-        digest.update(path.encode() + np.ascontiguousarray(p.data).tobytes())
+    for path, array in [*((path, p.data) for path, p in base_parameters(model)), *base_buffers(model)]:
+        digest.update(path.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

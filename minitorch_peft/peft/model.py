@@ -17,7 +17,7 @@ from minitorch_peft.nn import ForwardContext, Module, Parameter
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.hooks import TrainingHooks
-from minitorch_peft.peft.inject import Wrapper, base_parameters
+from minitorch_peft.peft.inject import Wrapper, base_buffers, base_parameters
 from minitorch_peft.peft.merge import MergeCertificate, Merger
 from minitorch_peft.peft.passes import BASE, begin, checked_rows
 from minitorch_peft.peft.registry import method_of
@@ -228,15 +228,17 @@ class PeftModel(TrainingHooks, Module):
             for path, p in adapter.named_parameters().items():
                 yield f"{path}.{name}", p
 
+    def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The base's: weights that it stores in four bits."""
+        return base_buffers(self.base_model)
+
     def trainable_parameters(self) -> dict[str, Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) numbers of parameters; copies that stand in for the base's are counted once."""
-        trainable = sum(p.data.size for p in self.trainable_parameters().values())
-        everything = sum(p.data.size for p in self.parameters())
         copies = sum(s.copy.data.size for a in self.adapters.values() for s in a.selected.values())
-        return trainable, everything - copies
+        return self.num_parameters(only_trainable=True), self.num_parameters() - copies
 
     def print_trainable_parameters(self) -> None:
         trainable, total = self.get_nb_trainable_parameters()
@@ -244,13 +246,15 @@ class PeftModel(TrainingHooks, Module):
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share}")
 
     # -- merging ---------------------------------------------------------------------------------------------
-    def merge_adapter(self, input_ids: Any = None) -> MergeCertificate:
+    def merge_adapter(self, input_ids: Any = None, requantize: bool = False) -> MergeCertificate:
         """Write the active adapters' effect into the base's weights; returns how exact that was.
 
-        ``input_ids`` (B, T) are what logits are compared on; by default 4 drawn rows.
+        ``input_ids`` (B, T) are what logits are compared on; by default 4 drawn rows. A weight in four bits becomes a
+        dense one, since the sum does not fit into four bits; ``requantize`` rounds it back into them, and the
+        certificate says what that loses. Either way unmerging gives the four bits back as they were.
 
-        Raises ValueError where a method is no change of weights or the merge would not be finite, RuntimeError where
-        adapters are merged already; nothing has changed then.
+        Raises ValueError where a method is no change of weights, the merge would not be finite or there is nothing to
+        requantize, RuntimeError where adapters are merged already; nothing has changed then.
 
         >>> from minitorch_peft.models import GPT, GPTConfig
         >>> from minitorch_peft.peft import LoraConfig
@@ -265,7 +269,7 @@ class PeftModel(TrainingHooks, Module):
             raise ValueError("no active adapter to merge")
         if bad := [a.name for a in active if not method_of(a.config).mergeable]:
             raise ValueError(f"adapter {', '.join(bad)} cannot be merged: its method is no change of weights")
-        merger = Merger(self.base_model, active)
+        merger = Merger(self.base_model, active, requantize)
         certificate = merger.merge(self, input_ids)
         self.merger = merger
         return certificate
@@ -277,10 +281,16 @@ class PeftModel(TrainingHooks, Module):
         self.merger.unmerge()
         self.merger = None
 
-    def merge_and_unload(self, input_ids: Any = None) -> GPT:
-        """The base as a plain GPT with the active adapters' effect in its weights; all adapters are gone after it."""
+    def merge_and_unload(self, input_ids: Any = None, requantize: bool = False) -> GPT:
+        """The base as a plain GPT with the active adapters' effect in its weights; all adapters are gone after it.
+
+        Where they are merged already, that merge is made final (ValueError where it was not to ``requantize`` but this
+        is); else see :meth:`merge_adapter`.
+        """
         if self.merger is None:
-            self.merge_adapter(input_ids)
+            self.merge_adapter(input_ids, requantize)
+        elif requantize and not self.merger.requantize:
+            raise ValueError("the adapters are merged without requantize: unmerge_adapter() first")
         assert self.merger is not None
         self.merger.commit()
         self.merger = None

@@ -17,7 +17,7 @@ import numpy as np
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.nn import ForwardContext, Module, Parameter
-from minitorch_peft.peft.inject import Wrapper
+from minitorch_peft.peft.inject import Wrapper, slot
 
 if TYPE_CHECKING:
     from minitorch_peft.peft.adapter import Adapter
@@ -110,21 +110,28 @@ class Tokens(Around):
 
 
 class Selected:
-    """One parameter of the base with a trainable copy: while its adapter is active, the copy stands in its place."""
+    """One parameter of the base with a trainable copy: while its adapter is active, the copy stands in its place.
 
-    def __init__(self, holder: Module, name: str, adapter: str) -> None:
-        self.holder = holder
-        self.name = name
-        self.original: Parameter = holder.get(name)
+    It is known by its path: merging may put another layer there, with the same bias.
+    """
+
+    def __init__(self, model: Module, path: str, adapter: str) -> None:
+        self.model = model
+        self.path = path
+        self.original: Parameter = self._here()
         self.copy = Parameter(self.original.data.copy(), self.original.init, owner=adapter)
 
     def put_in(self) -> None:
-        setattr(self.holder, self.name, self.copy)
+        setattr(*slot(self.model, self.path), self.copy)
 
     def take_out(self) -> None:
         """The original back in its place, unless another adapter's copy stands there."""
-        if self.holder.get(self.name) is self.copy:
-            setattr(self.holder, self.name, self.original)
+        if self._here() is self.copy:
+            setattr(*slot(self.model, self.path), self.original)
+
+    def _here(self) -> Parameter:
+        holder, name = slot(self.model, self.path)
+        return holder.get(name)
 
 
 def parameters_of(wrapper: Attached) -> dict[str, Parameter]:

@@ -31,7 +31,9 @@ def fingerprint(model: Module, config: TrainConfig, batch: BatchSource) -> dict[
         "model": {
             "settings": settings_of(model),
             "trainable": {n: f"{p.dtype} {p.shape}" for n, p in parameters.items() if p.requires_grad},
-            "frozen weights": digest((n, p.data) for n, p in parameters.items() if not p.requires_grad),
+            "frozen weights": digest(
+                [*((n, p.data) for n, p in parameters.items() if not p.requires_grad), *model.named_buffers()]
+            ),
         },
     }
     return json.loads(json.dumps(found, default=plain))  # as it will be read back

@@ -13,7 +13,7 @@ from typing import ClassVar
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.peft.inject import parameter_sizes
 from minitorch_peft.peft.registry import Method, register
 
 
@@ -24,12 +24,12 @@ class FullConfig(PeftConfig):
 
 class Full(Adapter):
     def attach(self, config: FullConfig) -> None:
-        self.select([path for path, _ in base_parameters(self.model)])
+        self.select(list(parameter_sizes(self.model)))
 
 
 def full_count(model: GPT, config: FullConfig) -> int:
     """|θ|."""
-    return sum(p.data.size for _, p in base_parameters(model))
+    return sum(parameter_sizes(model).values())
 
 
 register(

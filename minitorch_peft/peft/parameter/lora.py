@@ -73,7 +73,8 @@ class LoraLayer(Reparam):
         self.scaling = config.scaling(path)
 
     def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
-        if self.base_layer is not self.base or (self.training and self.dropout.p):
+        alone = self.base_layer is self.base and not (self.training and self.dropout.p)
+        if not alone:
             return super().adapted(x, context)
         terms = self.base.linear_terms()
         if terms is None:

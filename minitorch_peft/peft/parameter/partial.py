@@ -13,7 +13,7 @@ from typing import ClassVar
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.peft.inject import parameter_sizes
 from minitorch_peft.peft.patterns import Pattern, layer_index, select
 from minitorch_peft.peft.registry import Method, register
 
@@ -42,7 +42,7 @@ class Partial(Adapter):
 
 def partial_targets(model: GPT, config: PartialConfig) -> dict[str, int]:
     """Path to size of every chosen parameter."""
-    sizes = {path: p.data.size for path, p in base_parameters(model)}
+    sizes = parameter_sizes(model)
     if config.target_parameters is not None:
         return {path: sizes[path] for path in select(config.target_parameters, sizes, "parameter")}
     layers = model.config.n_layer
