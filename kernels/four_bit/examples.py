@@ -13,9 +13,7 @@ def _drawn(d: Draw) -> tuple:
 
 
 EXAMPLES = {
-    "quantize_4bit": Example(
-        _drawn, lambda d, s: (d.array(4 * s.width, s.width), 64, "nf4", True), size="wide", exact=True
-    ),
+    "quantize_4bit": Example(_drawn, lambda d, s: (d.array(4 * s.width, s.width), 64, "nf4", True), exact=True),
     "dequantize_4bit": Example(
         lambda d: (quantize_4bit(*_drawn(d)), d.pick("float32", "float16", "bfloat16")),
         lambda d, s: (quantize_4bit(d.array(4 * s.width, s.width), compress_statistics=True),),

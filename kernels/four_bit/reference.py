@@ -69,8 +69,7 @@ def dequantize_4bit(q: Quantized, dtype: str = "float32", out: np.ndarray | None
     codes = np.stack([q.packed >> 4, q.packed & 15], axis=1).reshape(-1)[: out.size]
     values = code_table(q.quant_type)[codes] * np.repeat(dequantized_absmax(q), q.blocksize)[: out.size]
     # END SOLUTION
-    with np.errstate(over="ignore"):  # float16 ends at 65504
-        out[...] = (bfloat16_bits(values) if dtype == "bfloat16" else values).reshape(q.shape)
+    round_into(out, values.reshape(q.shape), dtype)
     return out
 
 
@@ -97,6 +96,12 @@ def dequantized_absmax(q: Quantized, dequantize: Callable = dequantize_blockwise
     code, absmax, offset, blocksize = q.nested
     return dequantize(q.absmax, absmax, code, q.absmax.shape, blocksize) + np.float32(offset)
     # END SOLUTION
+
+
+def round_into(out: np.ndarray, values: np.ndarray, dtype: str) -> None:
+    """out = float32 values, rounded to the dtype of this name."""
+    with np.errstate(over="ignore"):  # float16 ends at 65504
+        out[...] = bfloat16_bits(values) if dtype == "bfloat16" else values
 
 
 def bfloat16_bits(x: np.ndarray) -> np.ndarray:
