@@ -8,7 +8,8 @@ from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import ForwardContext
 from minitorch_peft.optim import AdamW
-from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.peft.inject import base_buffers, base_parameters
+from minitorch_peft.quant import quantize_model
 
 SIZES = {"vocab_size": 29, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4}
 CONFIGS = {
@@ -21,9 +22,15 @@ TIGHT = {"rtol": 1e-5, "atol": 2e-5}
 
 
 def gpt(family: str, dtype=np.float32) -> GPT:
-    """Weights far from zero, so that every path through the model matters to its output; dropout off."""
-    model = GPT(CONFIGS[family])
+    """Weights far from zero, so that every path through the model matters to its output; dropout off.
+
+    ``-4bit`` at the end of the family's name: its linear layers are in four bits, double quantization included.
+    """
+    name = family.removesuffix("-4bit")
+    model = GPT(CONFIGS[name])
     stir(dict(model.named_parameters()), seed=5, scale=0.2)
+    if name != family:
+        quantize_model(model)
     return model.astype(dtype).eval()
 
 
@@ -51,14 +58,16 @@ def loss(model, ids=IDS, **options):
 
 
 def snapshot(model):
-    """Path to (shape, dtype, bytes) of every parameter that stands in a base."""
-    return {path: (p.shape, p.dtype, p.data.tobytes()) for path, p in base_parameters(model)}
+    """Path to (shape, dtype, bytes) of every parameter that stands in a base, and of every buffer."""
+    arrays = {path: p.data for path, p in base_parameters(model)} | dict(base_buffers(model))
+    return {path: (a.shape, a.dtype, a.tobytes()) for path, a in arrays.items()}
 
 
 def originals(peft_model):
     """The same of the base's own parameters, those that a copy stands in for included."""
-    own = ((name, p) for name, p in peft_model.named_parameters() if p.owner == "base")
-    return {path: (p.shape, p.dtype, p.data.tobytes()) for path, p in own}
+    own = {name: p.data for name, p in peft_model.named_parameters() if p.owner == "base"}
+    own |= dict(base_buffers(peft_model.base_model))
+    return {path: (a.shape, a.dtype, a.tobytes()) for path, a in own.items()}
 
 
 def optimizer_of(model, lr=1e-2):

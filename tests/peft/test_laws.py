@@ -1,6 +1,7 @@
 """The laws: what every method promises, run over the registry (and over toys of the shapes it does not have yet).
 
-A new method is tested by being registered. A case is one of its example configs on one family of models.
+A new method is tested by being registered. A case is one of its example configs on one family of models. QLoRA is no
+method of its own: it is LoRA on a base whose linear layers are in four bits, and that base is one more family to it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ from minitorch_peft.peft.inject import Wrapper
 from minitorch_peft.peft.registry import method_named, method_of, register
 from minitorch_peft.peft.saving import no_peft_format
 
-INAPPLICABLE = {("bitfit", "llama"): "no biases"}
+INAPPLICABLE = {
+    ("bitfit", "llama"): "no biases",
+    ("bitfit", "llama-4bit"): "no biases",
+    ("full", "gpt2-4bit"): "blocks.0.attn.k_proj.weight .* is stored in four bits and cannot be trained",
+    ("full", "llama-4bit"): "is stored in four bits and cannot be trained: leave it out, use LoRA",
+    ("partial", "gpt2-4bit"): "blocks.1.attn.k_proj.weight .* is stored in four bits and cannot be trained",
+    ("partial", "llama-4bit"): "is stored in four bits and cannot be trained",
+}
 METHODS_AND_TOYS = (*METHODS.values(), *toy_methods.TOYS)
 
 
@@ -47,13 +55,13 @@ def cases(methods, families=("gpt2", "llama")):
     ]
 
 
-laws = pytest.mark.parametrize("method, config, family", cases(METHODS_AND_TOYS))
+QLORA = [*cases([METHODS["lora"]], ["gpt2-4bit"])[::2], cases([METHODS["lora"]], ["llama-4bit"])[1]]
+laws = pytest.mark.parametrize("method, config, family", cases(METHODS_AND_TOYS) + QLORA)
 
 
 def merge_laws(wanted):
-    return pytest.mark.parametrize(
-        "method, config, family", cases(m for m in METHODS_AND_TOYS if m.mergeable is wanted)
-    )
+    having = cases(m for m in METHODS_AND_TOYS if m.mergeable is wanted)
+    return pytest.mark.parametrize("method, config, family", having + (QLORA if wanted else []))
 
 
 untying = pytest.mark.filterwarnings("ignore:merging changed a weight that the embedding and the head shared")
@@ -297,7 +305,7 @@ def test_rows_under_different_adapters(method, config, family):
         np.testing.assert_allclose(mixed[1], logits(p, attention_mask=MASK)[1], **TIGHT)
 
 
-@pytest.mark.parametrize("method, config, family", cases(m for m in METHODS_AND_TOYS if m.rowwise))
+@pytest.mark.parametrize("method, config, family", cases(m for m in METHODS_AND_TOYS if m.rowwise) + QLORA)
 def test_in_training_gradients_reach_each_row_s_own_adapter_only(method, config, family):
     p = stirred(adapted(config, family, np.float64))
     p.add_adapter("second", config, seed=1)
