@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,14 @@ def resident(function: Callable) -> Callable:
 
 
 def _moved(value: Any) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    return np.ascontiguousarray(value) if INTERPRETED else DeviceArray.from_numpy(value)
+    if not isinstance(value, np.ndarray) or INTERPRETED:
+        return contiguous(value)
+    return DeviceArray.from_numpy(value)
+
+
+def contiguous(value: Any) -> Any:
+    """A NumPy array in row-major order, a copy only where it has to be; anything else as it is."""
+    return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
 
 
 def _returned(value: Any) -> Any:
@@ -95,6 +101,24 @@ def dtype_name(array: Any) -> str:
 def new(like: Any, *shape: int, dtype: str | None = None) -> Any:
     """An array, not filled, where ``like`` lives; of its dtype unless another is named."""
     return empty_like(like, shape, dtype or dtype_name(like))
+
+
+def host(array: Any) -> np.ndarray:
+    """A NumPy array of the same values; NumPy's own as they are."""
+    if isinstance(array, np.ndarray):
+        return array
+    library = type(array).__module__.partition(".")[0]
+    return array.cpu().numpy() if library == "torch" else array.get() if library == "cupy" else array.numpy()
+
+
+def placed(array: np.ndarray, like: Any) -> Any:
+    """The values of a NumPy array, where ``like`` lives and of its library."""
+    library = type(like).__module__.partition(".")[0]
+    if library == "torch":
+        return sys.modules["torch"].from_numpy(array).to(like.device)
+    if library in ("numpy", "cupy"):
+        return sys.modules[library].asarray(array)
+    return DeviceArray.from_numpy(array)
 
 
 def start(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:

@@ -55,7 +55,7 @@ def tuned(*configs: triton.Config, key: Sequence[str]) -> Callable:
     In the interpreter there is one configuration instead, of tiles so small that small arguments have several.
     """
     tiles = configs[0].kwargs
-    small = triton.Config({name: min(tile, 32) for name, tile in tiles.items()})
+    small = triton.Config({name: min(tile, 64 if name == "BK" else 32) for name, tile in tiles.items()})
     return triton.autotune([small] if INTERPRETED else list(configs), list(key), do_bench=do_bench)
 
 
