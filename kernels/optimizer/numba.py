@@ -7,18 +7,29 @@ import math
 import numpy as np
 from numba import prange
 
-from ..jit import IN1, OUT1, OUT1_F64, REAL, inner, kernel, parts, span
+from ..jit import IN1, OUT1, OUT1_F64, REAL, exact, inner, kernel, parts, span
 from .reference import check_state
 
 f32 = np.float32
 
 
+@exact
+def _moments(g, m, v, blend1, beta2, blend2):
+    return m + blend1 * (g - m), beta2 * v + blend2 * g * g
+
+
+@exact
+def _moved(p, m, v, keep, root_scale, eps, rate):
+    """In a fixed order of operations, so that an element's bits do not depend on where in a vector it lies, and an
+    optimizer that updates a parameter piece by piece gives the same."""
+    return p * keep - rate * (m / (math.sqrt(v) * root_scale + eps))
+
+
 @inner
 def _update(p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
     for i in range(p.size):
-        m[i] += blend1 * (g[i] - m[i])
-        v[i] = beta2 * v[i] + blend2 * g[i] * g[i]
-        p[i] = p[i] * keep - rate * (m[i] / (math.sqrt(v[i]) * root_scale + eps))
+        m[i], v[i] = _moments(g[i], m[i], v[i], blend1, beta2, blend2)
+        p[i] = _moved(p[i], m[i], v[i], keep, root_scale, eps, rate)
 
 
 @kernel(OUT1, IN1, OUT1, OUT1, REAL, REAL, REAL, REAL, REAL, REAL, REAL)
