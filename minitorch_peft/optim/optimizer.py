@@ -24,7 +24,7 @@ class Optimizer:
     gradient; a parameter without a gradient is left alone.
     """
 
-    slots: tuple[str, ...] = ()  # the arrays of a parameter's shape that are kept between steps
+    slots: tuple[str, ...] = ()  # the arrays that are kept between steps; of a parameter's shape, or see ``layout``
 
     def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
         self.defaults = {"lr_scale": 1.0, **defaults}
@@ -77,9 +77,13 @@ class Optimizer:
         for p in self.named_parameters().values():
             p.grad = None
 
+    def layout(self, p: Tensor) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of what is kept for ``p``, slot by slot."""
+        return dict.fromkeys(self.slots, (p.shape, p.dtype))
+
     def _state_of(self, name: str, p: Tensor) -> dict[str, Any]:
         if name not in self.state:
-            self.state[name] = {"step": 0, **{slot: np.zeros_like(p.data) for slot in self.slots}}
+            self.state[name] = {"step": 0, **{slot: np.zeros(*form) for slot, form in self.layout(p).items()}}
         self.state[name]["step"] += 1
         return self.state[name]
 
@@ -94,23 +98,28 @@ class Optimizer:
 
     def load_state_dict(self, flat: Mapping[str, np.ndarray]) -> None:
         """Take over a saved state. All of it must fit these parameters, or nothing changes."""
+        self.state = {
+            name: {slot: value if slot == "step" else np.array(value) for slot, value in state.items()}
+            for name, state in self.fitting_state(flat).items()
+        }
+
+    def fitting_state(self, flat: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+        """A saved state by parameter, not copied. Raises KeyError or ValueError unless it fits these parameters."""
         own = self.named_parameters()
-        loaded: dict[str, dict[str, Any]] = {}
+        layouts = {name: self.layout(p) for name, p in own.items()}
+        found: dict[str, dict[str, Any]] = {}
         for key, value in flat.items():
             slot, _, name = key.partition(".")
-            if name not in own or slot not in ("step", *self.slots):
+            if name not in own or slot not in ("step", *layouts[name]):
                 raise KeyError(f"optimizer state {key!r} fits no parameter of this {type(self).__name__}")
-            if slot != "step" and (value.shape != own[name].shape or value.dtype != own[name].dtype):
-                raise ValueError(
-                    f"optimizer state {key!r} is {value.dtype} {value.shape}, "
-                    f"the parameter is {own[name].dtype} {own[name].shape}"
-                )
-            loaded.setdefault(name, {})[slot] = int(value) if slot == "step" else np.array(value)
-        for name, state in loaded.items():
-            missing = {"step", *self.slots} - state.keys()
-            if missing:
+            if slot != "step" and (value.shape, value.dtype) != layouts[name][slot]:
+                shape, dtype = layouts[name][slot]
+                raise ValueError(f"optimizer state {key!r} is {value.dtype} {value.shape}, expected {dtype} {shape}")
+            found.setdefault(name, {})[slot] = int(value) if slot == "step" else value
+        for name, state in found.items():
+            if missing := {"step", *layouts[name]} - state.keys():
                 raise KeyError(f"optimizer state of {name!r} lacks {', '.join(sorted(missing))}")
-        self.state = loaded
+        return found
 
 
 def as_groups(params: Params) -> list[Mapping[str, Any]]:
