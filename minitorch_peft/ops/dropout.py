@@ -1,4 +1,7 @@
-"""Dropout whose mask is a function of a key, so that it can be drawn again."""
+"""Dropout whose mask is a function of a key, so that it can be drawn again.
+
+Element i of the flattened input is kept where number i of the key's stream is at least p, here as in the LoRA kernels.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from minitorch_peft.autograd.function import Function
-from minitorch_peft.autograd.random import generator
+from minitorch_peft.autograd.random import counter_seed
 from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.kernels import dispatch
 from minitorch_peft.ops.promotion import floating
 
 Key = tuple[Any, ...]
@@ -41,7 +45,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, key: Key | Non
 
     >>> import minitorch_peft as mp
     >>> dropout(mp.tensor([1.0, 1.0, 1.0, 1.0]), p=0.5, key=(0, "site", 2)).tolist()
-    [0.0, 2.0, 0.0, 2.0]
+    [0.0, 0.0, 2.0, 2.0]
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
@@ -50,4 +54,5 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, key: Key | Non
         return x
     if key is None:
         raise ValueError("dropout: in training, give key=(seed, site, step), from which the mask is drawn")
-    return Dropout.apply(x, kept=generator(*key).random(x.shape, dtype=np.float32) >= p, p=p)
+    uniform = dispatch.get("philox_uniform", np.dtype(np.float32))(counter_seed(*key), 0, x.shape)
+    return Dropout.apply(x, kept=uniform >= np.float32(p), p=p)

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from minitorch_peft import functional as F
-from minitorch_peft.autograd.random import generator
+from minitorch_peft.autograd.random import counter_seed
 from minitorch_peft.kernels.activation import reference as activation
 from minitorch_peft.kernels.attention import reference as attention
 from minitorch_peft.kernels.cross_entropy import reference as cross_entropy
 from minitorch_peft.kernels.norm import reference as norm
+from minitorch_peft.kernels.philox import reference as philox
 from minitorch_peft.kernels.rotary import reference as rotary
 
 Interval = tuple[float, float]
@@ -260,7 +261,7 @@ def _axes(item: Any) -> int:
 
 
 def _dropout(x: np.ndarray, p: float, key: Any) -> np.ndarray:
-    return np.where(generator(*key).random(x.shape, dtype=np.float32) >= p, x / (1 - p), 0.0)
+    return philox.dropped(x, p, counter_seed(*key))
 
 
 REDUCTION = {"reduction": ("mean", "sum", "none")}

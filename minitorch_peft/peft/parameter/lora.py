@@ -16,6 +16,7 @@ import numpy as np
 
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.function import Function
+from minitorch_peft.autograd.random import counter_seed
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.kernels import dispatch
 from minitorch_peft.models import GPT
@@ -24,6 +25,7 @@ from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import LowRankConfig
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.lowrank_files import LowRankFiles
+from minitorch_peft.peft.parameter.lora_functions import LoraDropout, LoraGathered
 from minitorch_peft.peft.registry import Method, register
 from minitorch_peft.peft.shapes import Reparam
 
@@ -72,14 +74,41 @@ class LoraLayer(Reparam):
         self.dropout = Dropout(config.lora_dropout, f"{adapter.name}.{path}")
         self.scaling = config.scaling(path)
 
+    @property
+    def drops(self) -> bool:
+        return self.training and self.dropout.p > 0
+
     def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
-        alone = self.base_layer is self.base and not (self.training and self.dropout.p)
-        if not alone:
+        alone, terms, factors = self.base_layer is self.base, self.base.linear_terms(), (self.lora_A, self.lora_B)
+        if not alone or (self.drops and terms is None):
             return super().adapted(x, context)
-        terms = self.base.linear_terms()
         if terms is None:
-            return self.base.low_rank(x, self.lora_A, self.lora_B, self.scaling)
-        return LoraLinear.apply(x, *terms, self.lora_A, self.lora_B, s=self.scaling)
+            return self.base.low_rank(x, *factors, self.scaling)
+        if self.drops:
+            seed = counter_seed(*self.dropout.key(context))
+            return LoraDropout.apply(x, *terms, *factors, s=self.scaling, p=self.dropout.p, seed=seed)
+        return LoraLinear.apply(x, *terms, *factors, s=self.scaling)
+
+    def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
+        assert context is not None and context.adapter_names is not None  # else all rows are alike
+        layers, terms = self.acting(context), self.base.linear_terms()
+        alike = all(isinstance(n, LoraLayer) and n.lora_A.shape == self.lora_A.shape and not n.drops for n in layers)
+        if terms is None or not alike:
+            return super().mixed(x, context, rows)
+        place = {layer.adapter.name: i for i, layer in enumerate(layers)}
+        owner = np.array([place.get(name, -1) for name in context.adapter_names])
+        A, B = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
+        return LoraGathered.apply(x, *terms, *A, *B, s=tuple(layer.scaling for layer in layers), owner=owner)
+
+    def acting(self, context: ForwardContext) -> list[Any]:
+        """The wrappers from here down to the base under which some row of the batch runs."""
+        here: Any = self
+        found = []
+        while here is not self.base:
+            if here.adapter.rows(context) is not False:
+                found.append(here)
+            here = here.base_layer
+        return found
 
     def delta(self, x: Tensor, context: ForwardContext | None) -> Tensor:
         x = x if self.base.takes_ids else self.dropout(x, context)
