@@ -21,7 +21,8 @@ from minitorch_peft.kernels.verify import described, disagreement
 
 DRAWS = 12
 OutOfResources = triton.runtime.errors.OutOfResources
-LAYER = SIZES["wide"]
+LAYER = SIZES["wide"]._replace(width=4096, rank=16)
+"""The shape of a 7B model, whose widest layers lead from 4096 to four times as many."""
 OUTPUTS, INPUTS = 4 * LAYER.width, LAYER.width
 OF_THE_WEIGHT_ALONE = {"quantize_4bit": (), "dequantize_4bit": ("bfloat16",)}
 """Kernels that have no rows, and what their typical arguments lack to be those of a bfloat16 model."""

@@ -53,7 +53,7 @@ def cost(what: Build, compiled: Any, target: Target) -> Cost:
         stack=stack,
         spills=kinds["LDL"] + kinds["STL"],
         shared=shared,
-        blocks=_blocks(registers, shared, what.num_warps, target),
+        blocks=blocks_at_once(registers, shared, what.num_warps, target),
         tensor_core=sum(count for kind, count in kinds.items() if kind in ("HMMA", "HGMMA", "IMMA", "IGMMA")),
         register_operands=sum(operands.split(",")[1].strip().startswith("R") for n, operands in code if "GMMA" in n),
         loads=dict(sorted(Counter(_bits(name) for name, _ in code if name.startswith(("LDG.", "LDGSTS"))).items())),
@@ -67,8 +67,15 @@ def _bits(load: str) -> int:
     return int(width[1]) if width else 32
 
 
-def _blocks(registers: int, shared: int, warps: int, target: Target) -> int:
-    """Registers are given out to a warp by 256, shared memory to a block with 1 KiB for the system."""
+def blocks_at_once(registers: int, shared: int, warps: int, target: Target) -> int:
+    """How many blocks a multiprocessor holds: a warp gets registers by 256, a block 1 KiB of shared memory more.
+
+    >>> h100 = Target(90, most_shared=227 * 1024, shared=228 * 1024)
+    >>> blocks_at_once(32, 113 * 1024, 4, h100), blocks_at_once(32, 114 * 1024, 4, h100)
+    (2, 1)
+    >>> blocks_at_once(128, 0, 8, h100), blocks_at_once(129, 0, 8, h100), blocks_at_once(16, 0, 8, h100)
+    (2, 1, 8)
+    """
     by_registers = target.registers // (-(-registers * 32 // 256) * 256 * warps)
     return min(by_registers, target.shared // (shared + 1024), target.warps // warps, 32)
 

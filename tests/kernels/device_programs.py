@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from minitorch_peft.kernels.device.arguments import argument
@@ -230,10 +231,31 @@ def set_too_late() -> dict:
     return numpy_arrays()
 
 
+def benchmarked() -> dict:
+    """benchmarks.gpu's timing of a function that launches nothing, and its way to bfloat16 and back."""
+    sys.path.append(str(Path(__file__).parents[2]))
+    gpu = importlib.import_module("benchmarks.gpu_kernels")
+    gpu.typical = lambda kernel, rows: (np.zeros((2, 3), np.float32), None, (np.zeros(2, np.uint8), 0.5))
+    row = gpu.timed("lora_linear_forward", lambda *args: None, 4096)
+    pairs = np.array([[1, -2.5], [1.005, 3.001]], np.float32)
+    (values,) = gpu.in_bfloat16(lambda *args: args)(pairs)
+    gpu.DRAWS = 0
+    gpu.typical = lambda kernel, rows: (np.linspace(-3, 3, 50, dtype=np.float32),)
+    wrong = gpu.wrong("silu_forward", lambda x: DeviceArray.from_numpy(sigmoid_linear(x), "bfloat16"), 1)
+    return {"row": row, "values": values.tolist(), "wrong": wrong}
+
+
+def sigmoid_linear(x: DeviceArray) -> np.ndarray:
+    """SiLU of bfloat16 on the host, to bfloat16 bits."""
+    wide = (x.numpy().astype(np.uint32) << 16).view(np.float32)
+    return ((wide / (1 + np.exp(-wide))).view(np.uint32) >> 16).astype(np.uint16)
+
+
 def too_large() -> dict:
+    """Of its length's 33 bits, 32 would say 1000 bytes."""
     small = DeviceArray((1000,))
     try:
-        DeviceArray((1000, 1000))
+        DeviceArray((2**30 + 250,))
     finally:
         del small
     return {}

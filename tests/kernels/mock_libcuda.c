@@ -5,7 +5,8 @@
  * be read by the host. Each launch is written to MOCK_LOG, its arguments as bytes: how many there are and how long each
  * is, the mock reads in the cubin. It computes one kernel only, by name: scale_add (see there).
  *
- * MOCK_DEVICES, MOCK_CAPABILITY (90), MOCK_MEMORY (bytes), MOCK_LAUNCH=refuse|crash make it fail on purpose.
+ * It is as MOCK_NAME, MOCK_CAPABILITY (90) and MOCK_MEMORY (bytes) say; MOCK_DEVICES=0 and MOCK_LAUNCH=refuse|crash
+ * make it fail on purpose.
  */
 #define _GNU_SOURCE
 #include <cuda.h>
@@ -81,7 +82,9 @@ EXPORT(cuDeviceGetCount)(int *count) {
 EXPORT(cuDeviceGet)(CUdevice *device, int index) {
   return !initialised ? CUDA_ERROR_NOT_INITIALIZED : index ? CUDA_ERROR_INVALID_VALUE : (*device = 0, CUDA_SUCCESS);
 }
-EXPORT(cuDeviceGetName)(char *name, int size, CUdevice device) { return snprintf(name, size, "Mock GPU"), CUDA_SUCCESS; }
+EXPORT(cuDeviceGetName)(char *name, int size, CUdevice device) {
+  return snprintf(name, size, "%s", getenv("MOCK_NAME") ? getenv("MOCK_NAME") : "Mock GPU"), CUDA_SUCCESS;
+}
 EXPORT(cuDeviceGetAttribute)(int *value, CUdevice_attribute attribute, CUdevice device) {
   long capability = setting("MOCK_CAPABILITY", 90);
   switch (attribute) {
