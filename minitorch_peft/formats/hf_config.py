@@ -19,8 +19,6 @@ def read_config(config: Mapping[str, Any], path: str | Path = CONFIG) -> tuple[F
     if family is None:
         known = " or ".join(FAMILIES)
         raise FileFormatError(path, f"model_type is {config.get('model_type')!r}", f"expected {known}")
-    if "quantization_config" in config:
-        raise FileFormatError(path, "the weights are quantized", "save them in float32, float16 or bfloat16")
     for key in (key for key, (_, default) in family.keys.items() if default is REQUIRED):
         if not isinstance(config.get(key), int) or config[key] < 1:
             problem = f"{key} is {config.get(key, 'missing')!r}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from minitorch_peft.nn import (
     TiedLinear,
     init,
 )
+
+if TYPE_CHECKING:
+    from minitorch_peft.quant import BitsAndBytesConfig
 
 
 @dataclass
@@ -255,14 +258,22 @@ class GPT(Module):
             self.config = replace(self.config, tie_word_embeddings=False)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> GPT:
-        """An embedded checkpoint ("tiny-0.25m", "tiny", "tiny-2m") or a Hugging Face directory."""
+    def from_pretrained(cls, name_or_path: str | Path, quantization_config: BitsAndBytesConfig | None = None) -> GPT:
+        """An embedded checkpoint ("tiny-0.25m", "tiny", "tiny-2m") or a Hugging Face directory.
+
+        >>> from minitorch_peft.quant import BitsAndBytesConfig
+        >>> GPT.from_pretrained("tiny", quantization_config=BitsAndBytesConfig(load_in_4bit=True)).blocks[0].attn.q_proj
+        Linear4bit(128, 128, fp4 in blocks of 64)
+        """
         from minitorch_peft.models.pretrained import load_pretrained
 
-        return load_pretrained(name_or_path)
+        return load_pretrained(name_or_path, quantization_config)
 
     def save_pretrained(self, directory: str | Path, format: str | None = None) -> None:
-        """Write what ``transformers`` loads: ``config.json`` and ``model.safetensors``, "gpt2" or "llama"."""
+        """Write what ``transformers`` loads: ``config.json`` and ``model.safetensors``, "gpt2" or "llama".
+
+        What is in four bits is written in four bits, as ``bitsandbytes`` does.
+        """
         from minitorch_peft.models.pretrained import save_pretrained
 
         save_pretrained(self, directory, format)
