@@ -16,10 +16,16 @@ STORED = 1 / 2 + 1 / 64 + SINGLE / (64 * 256)
 """Bytes of a weight in NF4, with its share of 8-bit block maxima and of their float32 maxima (QLoRA, equation 6)."""
 DECODE = 7
 """Instructions that decoding a weight may cost (the gate's limit for the table of byte -> pair)."""
-ROWS, COLUMNS = 128, 256
-"""A program's tile on an H100: a weight is decoded once for every so many rows, x A.T computed for so many columns."""
-STRIP, LEAST = 128, 256  # lora/triton_backward.py: columns of a program, rows of a part of a sum
-PROGRAMS = 264  # tiles/host.py: sums are cut into parts until there are so many programs
+ROWS, BACKWARD_ROWS, COLUMNS = 256, 128, 256
+"""A program's tile on an H100: a weight is decoded once for so many rows, x A.T made once for so many columns."""
+PROGRAMS = 264
+"""tiles/host.py: a sum is cut into parts until there are so many programs ..."""
+LEAST_ROWS, LEAST_COLUMNS = 256, 512
+"""... each of which has at least so many terms, over rows or over columns of x."""
+STRIP = 128
+"""lora/triton_backward.py: columns of the gradient that a program walks down."""
+FEW_ROWS = 16
+"""linear_4bit/triton_decode.py: up to so many rows the sum over columns is cut into parts."""
 
 Counted = Callable[[int, int, int, int], list[Launch]]
 
@@ -35,10 +41,21 @@ def skinny(m: int, k: int, r: int) -> Launch:
     return Launch(HALF * (m * k + r * (m + k)), 2 * m * k * r)
 
 
-def product_4bit(m: int, n: int, k: int, r: int = 0) -> Launch:
-    """``product`` with the weight in NF4, decoded on its way to the tensor cores."""
-    dense = product(m, n, k, r)
-    return Launch(dense.nbytes - (HALF - STORED) * n * k, dense.flops, DECODE * ceil(m / ROWS) * n * k)
+def summed(launch: Launch, elements: float, parts: int) -> list[Launch]:
+    """``launch`` with its result, so many elements, written as float32 parts, and the launch that adds them."""
+    written = SINGLE * parts * elements
+    return [launch._replace(nbytes=launch.nbytes + written - HALF * elements), Launch(written + HALF * elements)]
+
+
+def parts_of(programs: int, length: int, least: int) -> int:
+    """Into how many parts a sum over ``length`` is cut."""
+    return max(1, min(ceil(PROGRAMS / programs), length // least))
+
+
+def down(m: int, n: int, k: int, r: int) -> list[Launch]:
+    """x A.T in a pass of its own."""
+    parts = parts_of(ceil(m / 64) * ceil(r / 64), k, LEAST_COLUMNS)
+    return summed(skinny(m, k, r), m * r, parts) if parts > 1 else [skinny(m, k, r)]
 
 
 def in_loop(m: int, n: int, k: int, r: int) -> list[Launch]:
@@ -48,33 +65,41 @@ def in_loop(m: int, n: int, k: int, r: int) -> list[Launch]:
     return [Launch(dense.nbytes + HALF * r * k, dense.flops + again)]
 
 
+def product_4bit(m: int, n: int, k: int, r: int = 0, rows: int = ROWS) -> Launch:
+    """``product`` with the weight in NF4, decoded on its way to the tensor cores."""
+    dense = product(m, n, k, r)
+    return Launch(dense.nbytes - (HALF - STORED) * n * k, dense.flops, DECODE * ceil(m / rows) * n * k)
+
+
+def forward_4bit(m: int, n: int, k: int, r: int) -> list[Launch]:
+    """One product; of few rows, in parts of the sum over columns."""
+    one, parts = product_4bit(m, n, k, r), parts_of(ceil(n / (8 if m == 1 else 64)), k, LEAST_COLUMNS)
+    return summed(one, m * n, parts) if m <= FEW_ROWS and parts > 1 else [one]
+
+
+def backward_4bit(m: int, n: int, k: int, r: int) -> list[Launch]:
+    """One product, contracted over n: the weight is read as it is stored."""
+    return [product_4bit(m, k, n, r, BACKWARD_ROWS)]
+
+
 def gradients(m: int, n: int, k: int, r: int) -> list[Launch]:
     """One pass over g gives s g B and dB, one over x gives dA; each leaves parts, which launches of their own add."""
     strips = ceil(n / STRIP)
-    over_g, over_x = _parts(strips, m), _parts(ceil(k / 64) * ceil(r / 64), m)
-    low, da = skinny(m, n, r), skinny(m, k, r)
-    dxa, db, da_parts = SINGLE * strips * m * r, SINGLE * over_g * n * r, SINGLE * over_x * k * r
-    return [
-        Launch(low.nbytes + dxa + db, 2 * low.flops),
-        Launch(dxa + HALF * m * r),
-        Launch(db + HALF * n * r),
-        Launch(da.nbytes + da_parts, da.flops),
-        Launch(da_parts + HALF * k * r),
-    ]
-
-
-def _parts(programs: int, length: int) -> int:
-    return max(1, min(ceil(PROGRAMS / programs), length // LEAST))
+    low, db = skinny(m, n, r), Launch(HALF * n * r)
+    first, *add_low = summed(Launch(low.nbytes + db.nbytes, 2 * low.flops), m * r, strips)
+    first, *add_b = summed(first, n * r, parts_of(strips, m, LEAST_ROWS))
+    da = summed(skinny(m, k, r), k * r, parts_of(ceil(k / 64) * ceil(r / 64), m, LEAST_ROWS))
+    return [first, *add_low, *add_b, *da]
 
 
 OURS: dict[str, Counted] = {
     "dequantize_4bit": lambda m, n, k, r: [Launch((STORED + HALF) * n * k, 0, DECODE * n * k)],
-    "linear_4bit_forward": lambda m, n, k, r: [product_4bit(m, n, k)],
-    "linear_4bit_backward": lambda m, n, k, r: [product_4bit(m, k, n)],
-    "lora_linear_forward": lambda m, n, k, r: [skinny(m, k, r), product(m, n, k, r)],
+    "linear_4bit_forward": lambda m, n, k, r: forward_4bit(m, n, k, 0),
+    "linear_4bit_backward": lambda m, n, k, r: backward_4bit(m, n, k, 0),
+    "lora_linear_forward": lambda m, n, k, r: [*down(m, n, k, r), product(m, n, k, r)],
     "lora_linear_forward in one loop": in_loop,
     "lora_linear_backward": lambda m, n, k, r: [*gradients(m, n, k, r), product(m, k, n, r)],
-    "lora_linear_4bit_forward": lambda m, n, k, r: [skinny(m, k, r), product_4bit(m, n, k, r)],
-    "lora_linear_4bit_backward": lambda m, n, k, r: [*gradients(m, n, k, r), product_4bit(m, k, n, r)],
+    "lora_linear_4bit_forward": lambda m, n, k, r: [*down(m, n, k, r), *forward_4bit(m, n, k, r)],
+    "lora_linear_4bit_backward": lambda m, n, k, r: [*gradients(m, n, k, r), *backward_4bit(m, n, k, r)],
 }
 """Kernel -> its launches."""
