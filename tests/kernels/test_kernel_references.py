@@ -50,6 +50,63 @@ def test_linear_and_lora(seed, rows, k, n):
 
 
 @settings(max_examples=25, deadline=None)
+@given(seeds, st.integers(0, 5), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.0, 0.4]))
+def test_lora_with_dropout(seed, rows, k, n, p):
+    """Both directions draw the same mask: a gradient with another one would be another number."""
+    rng = np.random.default_rng(seed)
+    inputs = [rng.standard_normal(s) for s in ((2, rows, k), (n, k), n, (3, k), (n, 3))]
+    forward, backward = kernel("lora_dropout_forward"), kernel("lora_dropout_backward")
+    xa = forward(*inputs, 0.7, p, seed)[1]
+    x, w, _, a, up = inputs
+    assert_gradients(
+        lambda *i: forward(*i, 0.7, p, seed)[0],
+        inputs,
+        lambda g: backward(g, x, xa, w, a, up, 0.7, p, seed, (True,) * 5),
+        rng,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.integers(0, 5), st.integers(1, 5), st.integers(1, 3))
+def test_stacked_lora(seed, rows, k, count):
+    """Side by side, the results of all projections are one array, a function of x, every A and every B."""
+    rng = np.random.default_rng(seed)
+    sizes, ranks = rng.integers(1, 6, count), rng.integers(0, 4, count)
+    x, weights, scalings = rng.standard_normal((rows, k)), [rng.standard_normal((n, k)) for n in sizes], [0.7] * count
+    factors = [rng.standard_normal((r, k)) for r in ranks]
+    factors += [rng.standard_normal((n, r)) for n, r in zip(sizes, ranks, strict=True)]
+    forward, backward = kernel("lora_stacked_forward"), kernel("lora_stacked_backward")
+    xas = forward(x, weights, [None] * count, factors[:count], factors[count:], scalings)[1]
+
+    def side_by_side(x, *factors):
+        ys, _ = forward(x, weights, [None] * count, factors[:count], factors[count:], scalings)
+        return np.concatenate(ys, axis=-1)
+
+    def gradients(g):
+        grads = np.split(g, np.cumsum(sizes)[:-1], axis=-1)
+        dx, das, dbs = backward(grads, x, xas, weights, factors[:count], factors[count:], scalings)
+        return dx, *das, *dbs
+
+    assert_gradients(side_by_side, [x, *factors], gradients, rng)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.lists(st.integers(-1, 2), max_size=5), st.integers(0, 3), st.integers(1, 5), st.integers(1, 5))
+def test_gathered_lora(seed, owners, tokens, k, n):
+    rng = np.random.default_rng(seed)
+    x, w, b, a, up, s = (rng.standard_normal(s) for s in ((len(owners), tokens, k), (n, k), n, (3, 2, k), (3, n, 2), 3))
+    adapter = np.array(owners, np.int64)
+    forward, backward = kernel("lora_gathered_forward"), kernel("lora_gathered_backward")
+    xa = forward(x, w, b, a, up, s, adapter)[1]
+    assert_gradients(
+        lambda x, a, up: forward(x, w, b, a, up, s, adapter)[0],
+        [x, a, up],
+        lambda g: backward(g, x, xa, w, a, up, s, adapter),
+        rng,
+    )
+
+
+@settings(max_examples=25, deadline=None)
 @given(seeds, st.integers(1, 4), st.integers(2, 6))
 def test_norms(seed, rows, size):
     rng = np.random.default_rng(seed)
@@ -132,6 +189,13 @@ WRONG = {
     "lora: rank": ("lora_linear_forward", ((2, 5), (4, 5), None, (2, 5), (4, 3), 1.0), ValueError, "lora_b"),
     "lora: bias": ("lora_linear_forward", ((2, 5), (4, 5), (1,), (2, 5), (4, 2), 1.0), ValueError, "bias"),
     "lora: xa": ("lora_linear_backward", ((2, 4), (2, 5), (2, 3), (4, 5), (2, 5), (4, 2), 1.0), ValueError, "xa"),
+    "lora: x": ("lora_linear_forward", ((2, 3), (4, 5), None, (2, 5), (4, 2), 1.0), ValueError, "x has shape"),
+    "lora dropout: p": ("lora_dropout_forward", ((2, 5), (4, 5), None, (2, 5), (4, 2), 1.0, 1.0, 0), ValueError,
+                        r"lora_dropout: p must be in \[0, 1\), got 1.0"),
+    "lora dropout: seed": ("lora_dropout_backward", ((2, 4), (2, 5), (2, 2), (4, 5), (2, 5), (4, 2), 1.0, 0.1, -1),
+                           ValueError, "seed"),
+    "lora dropout: grad": ("lora_dropout_backward", ((3, 4), (2, 5), (2, 2), (4, 5), (2, 5), (4, 2), 1.0, 0.1, 0),
+                           ValueError, "grad"),
     "layer norm: weight": ("layer_norm_forward", ((2, 3), (4,), None, 0.1), ValueError, "weight"),
     "layer norm: grad": ("layer_norm_backward", ((2, 4), (2, 3), None, (2,), (2,)), ValueError, "grad"),
     "layer norm: mean": ("layer_norm_backward", ((2, 3), (2, 3), None, (1,), (2,)), ValueError, "mean"),
