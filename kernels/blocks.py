@@ -1,4 +1,4 @@
-"""What quantizing a block needs, whatever the number of bits: x divided by its largest magnitude."""
+"""What quantizing a block needs: x divided by its largest magnitude, and the nearest of 256 values."""
 
 from __future__ import annotations
 
@@ -39,3 +39,25 @@ def scale_block(x, out):
         for i in range(x.size):
             out[i] = quotient(x[i], divisor)
     return absmax
+
+
+@exact
+def code_of(x, bits, edges, start, rounds):
+    """How many of the boundaries are below x: those below all floats that share its upper half, and a few to count."""
+    code = start[bits >> np.uint32(16)]
+    for _ in range(rounds):
+        code += np.uint8(x > edges[code])
+    return code
+
+
+@inner
+def quantize_row(x, edges, start, rounds, codes):
+    bits = x.view(np.uint32)
+    for i in range(x.size):
+        codes[i] = code_of(x[i], bits[i], edges, start, rounds)
+
+
+@inner
+def dequantize_row(codes, code, absmax, out):
+    for i in range(codes.size):
+        out[i] = code[codes[i]] * absmax

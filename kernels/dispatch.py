@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "four_bit": (("quantize_4bit", "dequantize_4bit"), ("reference", "numba")),
     "eight_bit": (("quantize_blockwise", "dequantize_blockwise"), ("reference", "numba")),
     "philox": (("philox_uniform",), ("reference", "numba")),
+    "adamw_8bit": (("adamw_8bit_step",), ("reference", "numba")),
     "optimizer": (("adamw_step", "square_norm"), ("reference", "numba")),
 }  # fmt: skip
 

@@ -7,31 +7,14 @@ import functools
 import numpy as np
 from numba import prange, types
 
-from ..blocks import scale_block
+from ..blocks import dequantize_row, quantize_row, scale_block
 from ..gemm import at
-from ..jit import IN1, INT, OUT1, OUT2, exact, inner, kernel, parts, span
+from ..jit import IN1, INT, OUT1, OUT2, inner, kernel, parts, span
 from ..pointers import bytes_at, row_at
 from .checks import check_codes, flat_float32, refuse
 from .codes import boundaries
 
-f32 = np.float32
 IN_BYTES, OUT_BYTES = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 1, "C")
-
-
-@exact
-def code_of(x, bits, edges, start, rounds):
-    """How many of the boundaries are below x: those below all floats that share its upper half, and a few to count."""
-    code = start[bits >> np.uint32(16)]
-    for _ in range(rounds):
-        code += np.uint8(x > edges[code])
-    return code
-
-
-@inner
-def quantize_row(x, edges, start, rounds, codes):
-    bits = x.view(np.uint32)
-    for i in range(x.size):
-        codes[i] = code_of(x[i], bits[i], edges, start, rounds)
 
 
 @inner
@@ -48,12 +31,6 @@ def _quantize_part(t, parts, x, edges, start, rounds, blocksize, scratch, codes,
 def _quantize(parts, x, edges, start, rounds, blocksize, scratch, codes, absmax):
     for t in prange(parts):
         _quantize_part(t, parts, x, edges, start, rounds, blocksize, scratch[t], codes, absmax)
-
-
-@inner
-def dequantize_row(codes, code, absmax, out):
-    for i in range(codes.size):
-        out[i] = code[codes[i]] * absmax
 
 
 @inner

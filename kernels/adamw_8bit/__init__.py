@@ -1,0 +1,1 @@
+"""AdamW whose two moments are kept in eight bits."""
