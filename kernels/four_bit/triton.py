@@ -42,7 +42,8 @@ def rounded(values, dtype: tl.constexpr):
 
 @triton.jit
 def _dequantize(packed, absmax, nested_code, nested_absmax, offset, pairs, out, count, packed_count,
-                BLOCKSIZE: tl.constexpr, BLOCKS: tl.constexpr, NESTED: tl.constexpr):  # fmt: skip
+                BLOCKSIZE: tl.constexpr, BLOCKS: tl.constexpr, NESTED: tl.constexpr,
+                DECODE: tl.constexpr = pair_values):  # fmt: skip
     HALF: tl.constexpr = BLOCKSIZE // 2
     first = tl.program_id(0).to(tl.int64) * BLOCKS
     row = tl.arange(0, BLOCKS)
@@ -55,7 +56,7 @@ def _dequantize(packed, absmax, nested_code, nested_absmax, offset, pairs, out, 
     byte = tl.load(packed + first * HALF + at, mask=at < bytes_left, other=0, eviction_policy="evict_first")
     inside = row * BLOCKSIZE < elements
     scale = block_scale(absmax, nested_code, nested_absmax, offset, first + row, inside, NESTED)[:, None]
-    high, low = pair_values(pairs, byte)
+    high, low = DECODE(pairs, byte)
     values = tl.interleave(high * scale, low * scale)
     to = row[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
     tl.store(out + first * BLOCKSIZE + to, rounded(values, out.dtype.element_ty), mask=to < elements)
@@ -80,20 +81,21 @@ def dequantize_4bit(q: Quantized, dtype: str = "float32", out: Any = None) -> An
     return out
 
 
-_CODES = {"packed": "*u8", "absmax": "*u8", "nested_code": "*fp32", "nested_absmax": "*fp32", "offset": "fp32",
-          "pairs": "*u64"}  # fmt: skip
+SIGNATURE = {"packed": "*u8", "absmax": "*u8", "nested_code": "*fp32", "nested_absmax": "*fp32", "offset": "fp32",
+             "pairs": "*u64"}  # fmt: skip
+"""Types of a quantized weight's parts as arguments."""
 
 AOT = (
     *(
         Build(
             f"dequantize_4bit to {name}",
             _dequantize,
-            {**_CODES, "out": kind, "count": "i64", "packed_count": "i64"},
-            {"BLOCKSIZE": 64, "BLOCKS": 128, "NESTED": 256},
+            {**SIGNATURE, "out": kind, "count": "i64", "packed_count": "i64"},
+            {"BLOCKSIZE": 64, "BLOCKS": 128, "NESTED": 256, "DECODE": pair_values},
             divisible=("count", "packed_count"),
             decoded_elements=8192,
         )
-        for name, kind in (("bfloat16", "*bf16"), ("float16", "*fp16"), ("float32", "*fp32"))
+        for name, kind in (("bfloat16", "*bf16"), ("float32", "*fp32"))
     ),
     *QUANTIZE_AOT,
 )
