@@ -15,11 +15,12 @@ import numpy as np
 
 from ..device.arguments import argument, empty_like
 from ..device.compile import Build
-from ..device.triton import tl, triton
+from ..device.triton import triton
 from ..tiles.arrays import INTERPRETED, contiguous, each, stand_ins, start
 from ..tiles.host import size
 from .layout import Quantized, check_quantized, output
-from .triton_decode import block_scale, pair_values, parts_of
+from .triton_decode import SIGNATURE, dequantize, pair_values, parts_of
+from .triton_ladder import AOT as LADDER_AOT
 from .triton_quantize import AOT as QUANTIZE_AOT
 from .triton_quantize import quantize_4bit
 
@@ -27,39 +28,6 @@ __all__ = ["AOT", "dequantize_4bit", "quantize_4bit"]
 
 ELEMENTS = size(8192, 512)
 """What a program decodes: 64 elements a thread, so that the absmax of its blocks is a small part of the work."""
-
-
-@triton.jit
-def rounded(values, dtype: tl.constexpr):
-    """float32 to ``dtype``, to nearest, ties to even; uint16 stands for the bits of bfloat16 in the interpreter, whose
-    own conversion cuts."""
-    if dtype == tl.uint16:
-        bits = values.to(tl.uint32, bitcast=True)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
-    else:
-        return values.to(dtype)
-
-
-@triton.jit
-def _dequantize(packed, absmax, nested_code, nested_absmax, offset, pairs, out, count, packed_count,
-                BLOCKSIZE: tl.constexpr, BLOCKS: tl.constexpr, NESTED: tl.constexpr,
-                DECODE: tl.constexpr = pair_values):  # fmt: skip
-    HALF: tl.constexpr = BLOCKSIZE // 2
-    first = tl.program_id(0).to(tl.int64) * BLOCKS
-    row = tl.arange(0, BLOCKS)
-    elements = tl.minimum(count - first * BLOCKSIZE, BLOCKS * BLOCKSIZE).to(tl.int32)
-    bytes_left = tl.minimum(packed_count - first * HALF, BLOCKS * HALF).to(tl.int32)
-    at = row[:, None] * HALF + tl.arange(0, HALF)[None, :]
-    # Four bytes a thread, not the sixteen that one load could bring: they become eight values, which is just what one
-    # store of bfloat16 takes, so nothing is exchanged between threads.
-    at = tl.max_contiguous(tl.multiple_of(at, (1, 4)), (1, 4))
-    byte = tl.load(packed + first * HALF + at, mask=at < bytes_left, other=0, eviction_policy="evict_first")
-    inside = row * BLOCKSIZE < elements
-    scale = block_scale(absmax, nested_code, nested_absmax, offset, first + row, inside, NESTED)[:, None]
-    high, low = DECODE(pairs, byte)
-    values = tl.interleave(high * scale, low * scale)
-    to = row[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
-    tl.store(out + first * BLOCKSIZE + to, rounded(values, out.dtype.element_ty), mask=to < elements)
 
 
 def dequantize_4bit(q: Quantized, dtype: str = "float32", out: Any = None) -> Any:
@@ -74,22 +42,18 @@ def dequantize_4bit(q: Quantized, dtype: str = "float32", out: Any = None) -> An
     count, blocks = math.prod(q.shape), max(ELEMENTS // q.blocksize, 1)
     stored = "uint16" if INTERPRETED and dtype == "bfloat16" else dtype
     start(
-        _dequantize, (triton.cdiv(count, blocks * q.blocksize),),
+        dequantize, (triton.cdiv(count, blocks * q.blocksize),),
         *each(contiguous, parts_of(q)), argument(out, stored), count, (count + 1) // 2,
         BLOCKSIZE=q.blocksize, BLOCKS=blocks, NESTED=q.nested.blocksize if q.nested else 1, num_warps=4,
     )  # fmt: skip
     return out
 
 
-SIGNATURE = {"packed": "*u8", "absmax": "*u8", "nested_code": "*fp32", "nested_absmax": "*fp32", "offset": "fp32",
-             "pairs": "*u64"}  # fmt: skip
-"""Types of a quantized weight's parts as arguments."""
-
 AOT = (
     *(
         Build(
             f"dequantize_4bit to {name}",
-            _dequantize,
+            dequantize,
             {**SIGNATURE, "out": kind, "count": "i64", "packed_count": "i64"},
             {"BLOCKSIZE": 64, "BLOCKS": 128, "NESTED": 256, "DECODE": pair_values},
             divisible=("count", "packed_count"),
@@ -98,4 +62,5 @@ AOT = (
         for name, kind in (("bfloat16", "*bf16"), ("float32", "*fp32"))
     ),
     *QUANTIZE_AOT,
+    *LADDER_AOT,
 )

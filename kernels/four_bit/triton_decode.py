@@ -43,6 +43,11 @@ def parts_of(q: Quantized) -> tuple[Any, ...]:
     return q.packed, q.absmax, *nested, placed_table(q.quant_type)
 
 
+SIGNATURE = {"packed": "*u8", "absmax": "*u8", "nested_code": "*fp32", "nested_absmax": "*fp32", "offset": "fp32",
+             "pairs": "*u64"}  # fmt: skip
+"""Types of a quantized weight's parts as arguments."""
+
+
 @triton.jit
 def pair_values(pairs, byte):
     """The values of the high and of the low four bits."""
@@ -61,3 +66,36 @@ def block_scale(absmax, nested_code, nested_absmax, offset, block, inside, NESTE
         shared = tl.load(nested_absmax + block // NESTED, mask=inside, other=0)
         scale = tl.load(nested_code + scale.to(tl.int32)) * shared + offset
     return scale
+
+
+@triton.jit
+def rounded(values, dtype: tl.constexpr):
+    """float32 to ``dtype``, to nearest, ties to even; uint16 stands for the bits of bfloat16 in the interpreter, whose
+    own conversion cuts."""
+    if dtype == tl.uint16:
+        bits = values.to(tl.uint32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
+    else:
+        return values.to(dtype)
+
+
+@triton.jit
+def dequantize(packed, absmax, nested_code, nested_absmax, offset, pairs, out, count, packed_count,
+                BLOCKSIZE: tl.constexpr, BLOCKS: tl.constexpr, NESTED: tl.constexpr,
+                DECODE: tl.constexpr = pair_values):  # fmt: skip
+    HALF: tl.constexpr = BLOCKSIZE // 2
+    first = tl.program_id(0).to(tl.int64) * BLOCKS
+    row = tl.arange(0, BLOCKS)
+    elements = tl.minimum(count - first * BLOCKSIZE, BLOCKS * BLOCKSIZE).to(tl.int32)
+    bytes_left = tl.minimum(packed_count - first * HALF, BLOCKS * HALF).to(tl.int32)
+    at = row[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    # Four bytes a thread, not the sixteen that one load could bring: they become eight values, which is just what one
+    # store of bfloat16 takes, so nothing is exchanged between threads.
+    at = tl.max_contiguous(tl.multiple_of(at, (1, 4)), (1, 4))
+    byte = tl.load(packed + first * HALF + at, mask=at < bytes_left, other=0, eviction_policy="evict_first")
+    inside = row * BLOCKSIZE < elements
+    scale = block_scale(absmax, nested_code, nested_absmax, offset, first + row, inside, NESTED)[:, None]
+    high, low = DECODE(pairs, byte)
+    values = tl.interleave(high * scale, low * scale)
+    to = row[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
+    tl.store(out + first * BLOCKSIZE + to, rounded(values, out.dtype.element_ty), mask=to < elements)

@@ -23,8 +23,7 @@ from ..device.triton import tl, triton
 from ..tiles.arrays import start
 from .codes import code_table
 from .layout import Quantized
-from .triton import SIGNATURE, _dequantize
-from .triton_decode import block_scale, parts_of
+from .triton_decode import SIGNATURE, block_scale, dequantize, parts_of
 
 
 @triton.jit
@@ -76,7 +75,7 @@ def dequantize_by(way: str, q: Quantized) -> np.ndarray:
         return out
     blocks = max(512 // q.blocksize, 1)
     start(
-        _dequantize, (triton.cdiv(count, blocks * q.blocksize),), *args, (count + 1) // 2,
+        dequantize, (triton.cdiv(count, blocks * q.blocksize),), *args, (count + 1) // 2,
         BLOCKSIZE=q.blocksize, BLOCKS=blocks, NESTED=nested, DECODE=DECODES[way],
     )  # fmt: skip
     return out
@@ -89,7 +88,7 @@ AOT = (
           {"BLOCKSIZE": 64, "NESTED": 256, "BLOCK": 2048}, divisible=("count",), decoded_elements=2048,
           most_per_element=42),
     *(
-        Build(f"dequantize by {way}", _dequantize, {**_OUT, "pairs": "*fp32", "packed_count": "i64"},
+        Build(f"dequantize by {way}", dequantize, {**_OUT, "pairs": "*fp32", "packed_count": "i64"},
               {"BLOCKSIZE": 64, "BLOCKS": 128, "NESTED": 256, "DECODE": decode},
               divisible=("count", "packed_count"), decoded_elements=8192, most_per_element=30)
         for way, decode in DECODES.items()
