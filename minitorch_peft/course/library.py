@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -111,11 +112,12 @@ class Library:
         texts = {name: marks.replace(self.text(name), new) for name in sorted(changed)}
         self.made += 1
         root = Path(self.folder.name) / f"copy-{self.made}"
-        shutil.copytree(self.root, root)
+        shutil.copytree(self.root, root, copy_function=linked)
         for name, text in texts.items():
             path = self.path(name, root)
             for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
                 stale.unlink()
+            path.unlink()  # a link: the file that it shares stays as it is
             path.write_text(text, encoding="utf-8")
         return root
 
@@ -150,6 +152,14 @@ class Library:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def linked(source: str, target: str) -> None:
+    """The same file at another place, which takes a fraction of the time of a copy; a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
 
 
 def compiles(text: str) -> bool:

@@ -100,3 +100,13 @@ def test_the_library_is_marked_with_whole_statements():
 def test_splicing_an_unknown_region_is_refused():
     with Library() as library, pytest.raises(ValueError, match=r"no region 9\.9"):
         library.spliced({"9.9": "pass"})
+
+
+def test_what_a_copy_changes_is_changed_nowhere_else():
+    with Library() as library:
+        name, region = library.regions["1.3a"]
+        before = library.text(name)
+        copies = {source: library.spliced({region.id: source}) for source in ("return 1", "return 2")}
+        texts = {source: library.path(name, root).read_text() for source, root in copies.items()}
+        assert library.text(name) == before
+        assert texts == {source: marks.replace(before, {region.id: source}) for source in copies}
