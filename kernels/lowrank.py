@@ -23,14 +23,16 @@ def rows_times(blas, trans_b, rows, n, k, alpha, a, lda, b, ldb, c, ldc):
 
 @inner
 def adapted_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y):
-    """A block of y = x W.T + b + s xa B.T: bias, low-rank term and base product, one onto the other."""
+    """A block of y = x W.T + b + s xa B.T: bias and low-rank term of some rows at a time, then the base product."""
     (rows, k), (n, rank) = x.shape, lora_b.shape
     r0, r1, n0, n1 = block(t, parts, rows, n)
-    beta = fill_bias(y, bias, r0, r1, n0, n1)
-    out = at(y, r0 * n + n0)
-    low, up = at(xa, r0 * rank), at(lora_b, n0 * rank)
-    gemm(blas, False, True, r1 - r0, n1 - n0, rank, scaling, low, rank, up, rank, beta, out, n)
-    gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, at(x, r0 * k), k, at(weight, n0 * k), k, 1.0, out, n)
+    up, step = at(lora_b, n0 * rank), skinny_step(rows, n, rank)
+    for r in range(r0, r1, step):
+        last = min(r + step, r1)
+        beta, low, out = fill_bias(y, bias, r, last, n0, n1), at(xa, r * rank), at(y, r * n + n0)
+        gemm(blas, False, True, last - r, n1 - n0, rank, scaling, low, rank, up, rank, beta, out, n)
+    rows, out = at(x, r0 * k), at(y, r0 * n + n0)
+    gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, rows, k, at(weight, n0 * k), k, 1.0, out, n)
 
 
 @inner
