@@ -15,8 +15,12 @@ from ..lora.triton_backward import a_gradients, column_sums, low_gradients
 from ..lora.triton_forward import down
 from ..tiles.arrays import resident, stand_ins
 from .reference import check_backward, check_forward, check_lora_backward, check_lora_forward
+from .triton_builds import AOT
 from .triton_decode import MOST_ROWS, few_rows
 from .triton_train import forward, grad_x
+
+__all__ = ["AOT", "linear_4bit_backward", "linear_4bit_forward", "lora_linear_4bit_backward",
+           "lora_linear_4bit_forward"]  # fmt: skip
 
 
 @resident

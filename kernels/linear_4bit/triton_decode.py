@@ -28,7 +28,7 @@ LEAST = size(512, 32)
 @tuned(
     config(4, 4, BN=64, BK=64),
     config(4, 3, BN=64, BK=128),
-    config(4, 4, BN=128, BK=64),
+    config(8, 3, BN=128, BK=128),
     key=["M", "N", "K", "rank", "parts", "PRECISION"],
 )
 @triton.jit
@@ -56,8 +56,12 @@ def _few_rows(x, packed, absmax, nested_code, nested_absmax, offset, pairs, bias
     store_tile(sums + part.to(tl.int64) * M * N, acc, rn, rm, N, M, 1, N)
 
 
-@tuned(config(4, 1, BN=8, BK=1024), config(4, 1, BN=4, BK=1024), config(8, 1, BN=16, BK=512),
-       key=["N", "K", "rank", "parts"])  # fmt: skip
+@tuned(
+    config(4, 1, BN=8, BK=512),
+    config(4, 1, BN=4, BK=1024),
+    config(8, 1, BN=16, BK=512),
+    key=["N", "K", "rank", "parts"],
+)
 @triton.jit
 def _one_row(x, packed, absmax, nested_code, nested_absmax, offset, pairs, bias, low, up, sums, N, K, rank, scaling,
              parts, BLOCKSIZE: tl.constexpr, NESTED: tl.constexpr, R: tl.constexpr, BN: tl.constexpr,

@@ -24,10 +24,11 @@ from .triton_tiles import weight_tile
 
 
 @tuned(
-    config(8, 3, BM=256, BN=128, BK=64, GROUP=8),
+    config(8, 3, BM=256, BN=128, BK=64, GROUP=8),  # H100: what is decoded serves 256 rows; 231 registers
     config(8, 3, BM=128, BN=128, BK=64, GROUP=8),
-    config(8, 3, BM=128, BN=128, BK=32, GROUP=8),
+    config(8, 3, BM=128, BN=128, BK=32, GROUP=8),  # A100: 166 registers
     config(4, 3, BM=64, BN=64, BK=64, GROUP=8),
+    config(4, 3, BM=64, BN=64, BK=32, GROUP=8),  # float32 as three products: the largest without spills on an A100
     config(4, 4, BM=32, BN=64, BK=64, GROUP=8),
     key=["M", "N", "K", "rank", "PRECISION"],
 )
@@ -68,8 +69,10 @@ def forward(x: Any, q: Quantized, bias: Any, low: Any = None, up: Any = None, sc
 
 
 @tuned(
+    config(8, 3, BM=256, BN=64, BK=128, GROUP=8),  # H100: 227 registers
     config(8, 3, BM=128, BN=64, BK=128, GROUP=8),
-    config(8, 3, BM=128, BN=32, BK=128, GROUP=8),
+    config(8, 3, BM=128, BN=32, BK=128, GROUP=8),  # A100: 166 registers
+    config(8, 3, BM=128, BN=32, BK=64, GROUP=8),  # float32 as three products: the largest without spills on an A100
     config(4, 3, BM=64, BN=64, BK=64, GROUP=8),
     config(4, 3, BM=16, BN=64, BK=64, GROUP=1),
     key=["M", "N", "K", "rank", "PRECISION"],

@@ -30,7 +30,10 @@ from ..tiles.arrays import INTERPRETED, new, resident, stand_ins
 from ..tiles.product import product
 from .reference import check_backward, check_forward
 from .triton_backward import a_gradients, column_sums, low_gradients
+from .triton_builds import AOT
 from .triton_forward import down, in_loop
+
+__all__ = ["AOT", "lora_linear_backward", "lora_linear_forward"]
 
 
 @resident

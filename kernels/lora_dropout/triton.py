@@ -12,7 +12,9 @@ import math
 from typing import Any
 
 from ..checks import probability
+from ..device.compile import Build
 from ..device.triton import tl, triton
+from ..lora import triton_builds
 from ..lora.reference import check_backward, check_forward
 from ..lora.triton import forward_after
 from ..lora.triton_backward import a_gradients, column_sums, low_gradients
@@ -20,6 +22,7 @@ from ..lora.triton_forward import down
 from ..philox.reference import counter_start
 from ..tiles.arrays import new, resident, stand_ins, start
 from ..tiles.blocks import kept, store_tile, tile
+from ..tiles.builds import BFLOAT16, signature
 from ..tiles.host import arithmetic, config, rank_block, tuned
 from ..tiles.product import product
 
@@ -92,3 +95,18 @@ def lora_dropout_backward(
 def _check_generator(p: float, seed: int) -> None:
     probability("lora_dropout", "p", p)
     counter_start("lora_dropout", seed)
+
+
+AOT = (
+    triton_builds.down("x A.T of the dropped x", 1, drop=True, BM=64, BK=32),
+    triton_builds.a_gradients("dA of the dropped x", 1, drop=True, BM=32, BK=64),
+    Build(
+        "dropped low-rank term of dx",
+        _add_dropped.fn,
+        signature(arrays="out low up", integers="M N rank", reals="p scale") | {"seed": "i64"},
+        {**BFLOAT16, "R": 16, "BM": 32, "BN": 64},
+        num_stages=1,
+        divisible=("rank", "M", "N"),
+        matmul=True,
+    ),
+)

@@ -14,8 +14,11 @@ import numpy as np
 
 from ..tiles.arrays import resident, stand_ins
 from .reference import check_gather, check_gather_backward
+from .triton_builds import AOT
 from .triton_rows import rows_product, rows_to_rank, sum_by_adapter
 from .triton_schedule import schedule
+
+__all__ = ["AOT", "lora_gathered_backward", "lora_gathered_forward"]
 
 
 def lora_gathered_forward(

@@ -14,10 +14,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..lora import triton_builds
 from ..lora.triton import forward_after
 from ..lora.triton_backward import a_gradients, low_gradients
 from ..lora.triton_forward import down
 from ..tiles.arrays import new, resident, stand_ins
+from ..tiles.builds import A100, H100
 from ..tiles.product import product
 from .reference import check_stack, check_stack_backward
 
@@ -60,3 +62,11 @@ def lora_stacked_backward(
         size, depths = (math.prod(x.shape[:-1]), x.shape[-1]), [weight.shape[0] for weight in weights]
         dx = product(new(x, *x.shape), size, grads, weights, depths, lows=dxas, ups=lora_as)
     return dx, a_gradients(x, dxas, lora_as) if needs[1] else None, dbs if needs[2] else None
+
+
+AOT = (
+    triton_builds.down("x A.T of three projections", 3, drop=False, BM=64, BK=64),
+    triton_builds.a_gradients("dA of three projections", 3, drop=False, BM=64, BK=64),
+    triton_builds.product("dx of three projections", H100, triton_builds.WIDE, transposed=False, count=3),
+    triton_builds.product("dx of three projections", A100, triton_builds.SMALL, transposed=False, count=3),
+)
