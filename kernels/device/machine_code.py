@@ -45,7 +45,7 @@ def cost(what: Build, compiled: Any, target: Target) -> Cost:
     if found is None:
         raise RuntimeError(f"cuobjdump did not say what the kernel uses: {usage}")
     registers, stack = map(int, found.groups())
-    code = [(name, operands) for name, operands in INSTRUCTION.findall(listing) if name != "NOP"]
+    code = instructions(listing)
     kinds = Counter(name.partition(".")[0] for name, _ in code)
     shared, threads = compiled.metadata.shared, 32 * what.num_warps
     return Cost(
@@ -60,6 +60,15 @@ def cost(what: Build, compiled: Any, target: Target) -> Cost:
         instructions=len(code),
         per_element=round(len(code) * threads / what.decoded_elements, 2) if what.decoded_elements else None,
     )
+
+
+def instructions(listing: str) -> list[tuple[str, str]]:
+    """Names with their suffixes, and operands; without what fills the end of a kernel up.
+
+    >>> instructions("  /*0c50*/  @!P0 LDG.E.128 R4, [R2.64] ;  /* 0x01e0 */\\n  /*0c60*/  NOP ;  /* 0x0918 */")
+    [('LDG.E.128', 'R4, [R2.64] ')]
+    """
+    return [(name, operands) for name, operands in INSTRUCTION.findall(listing) if name != "NOP"]
 
 
 def _bits(load: str) -> int:

@@ -94,6 +94,11 @@ def gated() -> dict:
     return rows
 
 
+def rounded_twice() -> dict:
+    """Kinds of arithmetic in scale * x + y: one rounding for each of its two operations."""
+    return {"fused": "fma.rn" in build(SCALED, "sm_80").asm["ptx"]}
+
+
 def misnamed() -> dict:
     build(replace(PRODUCT, constants={"BLOCK": 128}), "sm_80")
     return {}
@@ -183,7 +188,12 @@ def shared_memory() -> dict:
     bits = [argument(array, "bfloat16") for array in (a, b, c)]
     run(product, (1,), *bits, 256, BLOCK=128, STEP=64, num_warps=8, num_stages=3)
     ((compiled, *_),) = [cache.values() for cache, *_ in product.device_caches.values()]
-    return {"shared": compiled.metadata.shared, "types": list(compiled.src.signature.values())}
+    metadata = compiled.metadata
+    return {
+        "shared": metadata.shared,
+        "fusion": metadata.enable_fp_fusion,
+        "types": list(compiled.src.signature.values()),
+    }
 
 
 def autotuned() -> dict:

@@ -85,6 +85,11 @@ def test_arguments_that_are_not_the_kernels_are_refused():
     assert message in done.stderr
 
 
+def test_a_product_and_a_sum_are_rounded_one_by_one():
+    """As in the reference, whose bits are promised."""
+    assert json.loads(run(HERE / "device_programs.py", "rounded_twice").stdout) == {"fused": False}
+
+
 @pytest.fixture(scope="module")
 def kernels():
     """The rows of the gate's own table: every build of every Triton kernel."""
