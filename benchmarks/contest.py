@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 # The clone's folder must not be on the path of a process that imports the peers: they look for a package called
 # ``kernels`` and would find ours. So it is there only while the package ``benchmarks`` is found.
@@ -98,14 +100,56 @@ def serve(step: Callable[[], float], baseline: int) -> None:
     for line in sys.stdin:
         command, *values = line.split()
         if command == "time":
-            times, end = [], time.perf_counter() + float(values[0])
-            while len(times) < 2 or time.perf_counter() < end:
-                start = time.perf_counter()
-                step()
-                times.append(time.perf_counter() - start)
-            say(times)
+            say(times_of(step, float(values[0])))
         elif command == "memory":
             say(peak_bytes(step) - baseline)
+
+
+class Prepared(NamedTuple):
+    """One case of a contender: what to time, the arrays that it computes, and the work that it cannot do without."""
+
+    step: Callable[[], Any]
+    arrays: Callable[[], Any]
+    """An array, or a tuple or list of them (None where there is none)."""
+    bytes: int = 0
+    flops: int = 0
+
+
+def serve_cases(prepare: Callable[[str], Prepared]) -> None:
+    """The side of a contender that runs many cases: ``prepare NAME`` (once), then ``time SECONDS`` (as often as asked).
+
+    The first answers with a fingerprint of the results, bytes and operations.
+    """
+    say("ready")
+    for line in sys.stdin:
+        command, value = line.split(maxsplit=1)
+        if command == "prepare":
+            case = prepare(value.strip())
+            say([fingerprint(case.arrays()), case.bytes, case.flops])
+        elif command == "time":
+            say(times_of(case.step, float(value)))
+
+
+def times_of(step: Callable[[], Any], seconds: float) -> list[float]:
+    """How long each step took, of at least two and as many as begin within ``seconds``."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def fingerprint(results: Any) -> list[tuple[float, float]]:
+    """Of each array of a result its norm, and its product with a fixed vector: equal arrays have equal ones.
+
+    >>> fingerprint((np.array([3.0, 4.0]), None))[0][0]
+    5.0
+    """
+    arrays = results if isinstance(results, (tuple, list)) else (results,)
+    flat = [np.asarray(a, np.float64).reshape(-1) for a in arrays if a is not None]
+    return [(float(np.linalg.norm(a)), float(a @ np.cos(0.7 * np.arange(a.size)))) for a in flat]
 
 
 def say(value: Any) -> None:

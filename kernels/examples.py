@@ -31,9 +31,11 @@ SIZES = {
     "tiny": Shape(3, 11, 36, 3, 61, 2),
     "small": Shape(16, 128, 128, 4, 1024, 8),
     "large": Shape(8, 256, 384, 6, 1024, 8),
-    "wide": Shape(1, 512, 4096, 32, 32000, 16),
+    "wide": Shape(1, 512, 2048, 32, 32000, 16),
+    "decode": Shape(4, 1, 2048, 32, 32000, 16),
 }
-"""``small`` and ``large`` are the models of ``benchmarks.train_step``, ``wide`` has the matrices of a 7B model."""
+"""``small`` and ``large`` are the models of ``benchmarks.train_step``; ``wide`` has the matrices of a 1B model, and
+``decode`` gives them the next token of four texts."""
 
 
 class Draw:
