@@ -25,7 +25,7 @@ class AdamW(Optimizer):
     tensor([ 0.899, -1.898], requires_grad=True)
     """
 
-    slots = ("exp_avg", "exp_avg_sq")
+    slots: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
