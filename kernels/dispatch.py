@@ -21,13 +21,13 @@ BACKENDS = ("reference", "numba", "triton")
 # kernel family -> its kernels, and the backends that it has; kernels/<family>/<backend>.py holds them.
 FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "linear": (("linear_forward", "linear_backward"), ("reference", "numba")),
-    "lora": (("lora_linear_forward", "lora_linear_backward"), ("reference", "numba")),
-    "lora_dropout": (("lora_dropout_forward", "lora_dropout_backward"), ("reference", "numba")),
-    "lora_stacked": (("lora_stacked_forward", "lora_stacked_backward"), ("reference", "numba")),
-    "lora_gathered": (("lora_gathered_forward", "lora_gathered_backward"), ("reference", "numba")),
+    "lora": (("lora_linear_forward", "lora_linear_backward"), ("reference", "numba", "triton")),
+    "lora_dropout": (("lora_dropout_forward", "lora_dropout_backward"), ("reference", "numba", "triton")),
+    "lora_stacked": (("lora_stacked_forward", "lora_stacked_backward"), ("reference", "numba", "triton")),
+    "lora_gathered": (("lora_gathered_forward", "lora_gathered_backward"), ("reference", "numba", "triton")),
     "linear_4bit": (
         ("linear_4bit_forward", "linear_4bit_backward", "lora_linear_4bit_forward", "lora_linear_4bit_backward"),
-        ("reference", "numba"),
+        ("reference", "numba", "triton"),
     ),
     "matmul": (("matmul",), ("reference", "numba")),
     "norm": (
@@ -44,7 +44,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cross_entropy": (("cross_entropy_forward", "cross_entropy_backward"), ("reference", "numba")),
     "embedding": (("embedding_forward", "embedding_backward"), ("reference", "numba")),
     "rotary": (("rotary_forward", "rotary_backward"), ("reference", "numba")),
-    "four_bit": (("quantize_4bit", "dequantize_4bit"), ("reference", "numba")),
+    "four_bit": (("quantize_4bit", "dequantize_4bit"), ("reference", "numba", "triton")),
     "eight_bit": (("quantize_blockwise", "dequantize_blockwise"), ("reference", "numba")),
     "philox": (("philox_uniform",), ("reference", "numba")),
     "adamw_8bit": (("adamw_8bit_step",), ("reference", "numba")),
