@@ -16,7 +16,7 @@ STORED = 1 / 2 + 1 / 64 + SINGLE / (64 * 256)
 """Bytes of a weight in NF4, with its share of 8-bit block maxima and of their float32 maxima (QLoRA, equation 6)."""
 DECODE = 7
 """Instructions that decoding a weight may cost (the gate's limit for the table of byte -> pair)."""
-ROWS, BACKWARD_ROWS, COLUMNS = 256, 128, 256
+ROWS, COLUMNS = 256, 256
 """A program's tile on an H100: a weight is decoded once for so many rows, x A.T made once for so many columns."""
 PROGRAMS = 264
 """tiles/host.py: a sum is cut into parts until there are so many programs ..."""
@@ -65,10 +65,10 @@ def in_loop(m: int, n: int, k: int, r: int) -> list[Launch]:
     return [Launch(dense.nbytes + HALF * r * k, dense.flops + again)]
 
 
-def product_4bit(m: int, n: int, k: int, r: int = 0, rows: int = ROWS) -> Launch:
+def product_4bit(m: int, n: int, k: int, r: int = 0) -> Launch:
     """``product`` with the weight in NF4, decoded on its way to the tensor cores."""
     dense = product(m, n, k, r)
-    return Launch(dense.nbytes - (HALF - STORED) * n * k, dense.flops, DECODE * ceil(m / rows) * n * k)
+    return Launch(dense.nbytes - (HALF - STORED) * n * k, dense.flops, DECODE * ceil(m / ROWS) * n * k)
 
 
 def forward_4bit(m: int, n: int, k: int, r: int) -> list[Launch]:
@@ -79,7 +79,7 @@ def forward_4bit(m: int, n: int, k: int, r: int) -> list[Launch]:
 
 def backward_4bit(m: int, n: int, k: int, r: int) -> list[Launch]:
     """One product, contracted over n: the weight is read as it is stored."""
-    return [product_4bit(m, k, n, r, BACKWARD_ROWS)]
+    return [product_4bit(m, k, n, r)]
 
 
 def gradients(m: int, n: int, k: int, r: int) -> list[Launch]:

@@ -99,6 +99,29 @@ def rounded_twice() -> dict:
     return {"fused": "fma.rn" in build(SCALED, "sm_80").asm["ptx"]}
 
 
+def sizes_of_the_kernels() -> dict:
+    """What device/traffic.py says of the kernels, and what they say themselves."""
+    from minitorch_peft.kernels.device import traffic
+    from minitorch_peft.kernels.linear_4bit import triton_decode, triton_train
+    from minitorch_peft.kernels.lora import triton_backward, triton_forward
+    from minitorch_peft.kernels.tiles import host
+
+    tiles = [
+        kernel.configs[0].kwargs for kernel in (triton_train._forward, triton_train._grad_x, triton_forward._in_loop)
+    ]
+    return {
+        "rows": [traffic.ROWS, tiles[0]["BM"]],
+        "backward rows": [traffic.ROWS, tiles[1]["BM"]],
+        "columns": [traffic.COLUMNS, tiles[2]["BN"]],
+        "programs": [traffic.PROGRAMS, host.ENOUGH_PROGRAMS],
+        "least rows": [traffic.LEAST_ROWS, triton_backward.LEAST],
+        "least columns": [traffic.LEAST_COLUMNS, triton_forward.LEAST],
+        "least columns of few rows": [traffic.LEAST_COLUMNS, triton_decode.LEAST],
+        "strip": [traffic.STRIP, triton_backward.STRIP],
+        "few rows": [traffic.FEW_ROWS, triton_decode.MOST_ROWS],
+    }
+
+
 def misnamed() -> dict:
     build(replace(PRODUCT, constants={"BLOCK": 128}), "sm_80")
     return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,13 @@ def test_the_page_is_written(tmp_path):
     assert (found["A100 us"], found["A100 bound"]) == (round(1e6 * ours.seconds, 2), "compute")
     assert set(found["H100 peers us"]) == {"peft", "unsloth", "LoRAFusion"}
     assert (tmp_path / "roofline.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_counts_are_of_the_kernels_as_they_are():
+    """Tiles and parts of sums: in a process of its own, as Triton must not be in its interpreter's mode."""
+    programs = Path(__file__).parent / "device_programs.py"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-P", programs, "sizes_of_the_kernels"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert {name: counted for name, (counted, real) in json.loads(done.stdout).items() if counted != real} == {}
