@@ -23,8 +23,8 @@ class AdamW8bit(AdamW):
     ``min_8bit_size`` elements (biases, gains) save little and matter much: they keep moments of their own dtype.
 
     What is below 1.6e-7 of the largest in its block becomes 0. Where that is exp_avg_sq but not exp_avg, an element
-    without a gradient moves by lr · m / ε: too far. So a parameter whose rows have gradients of very different sizes (an embedding, where
-    words are rare or frequent) is better left to ``AdamW``.
+    without a gradient moves by lr · m / ε: too far. So a parameter whose rows have gradients of very different sizes
+    (an embedding, where words are rare or frequent) is better left to ``AdamW``.
 
     >>> import minitorch_peft as mp
     >>> p = mp.tensor([[1.0] * 64] * 64, requires_grad=True)

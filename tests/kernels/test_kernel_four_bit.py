@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -352,3 +355,31 @@ def test_dequantize_names_what_is_wrong_with_the_buffer(backend):
 
 def test_both_kernels_have_both_versions():
     assert FAMILIES["four_bit"][1][:2] == ("reference", "numba")
+
+
+DIGEST = """
+import hashlib, numpy as np
+from minitorch_peft.kernels import get, nibbles
+quantize, dequantize = get("quantize_4bit", np.float32), get("dequantize_4bit", np.float32)
+x = np.random.default_rng(0).standard_normal(70001, np.float32)
+digest = hashlib.sha256()
+for quant_type in ("nf4", "fp4"):
+    for blocksize in (32, 64, 4096):
+        q = quantize(x, blocksize, quant_type, True)
+        digest.update(q.packed.tobytes() + q.absmax.tobytes())
+        for dtype in ("float32", "float16", "bfloat16"):
+            digest.update(dequantize(q, dtype).tobytes())
+print(nibbles.AVX512, digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_processor_without_avx512_gives_the_same_bits(tmp_path):
+    """Compiled for the plainest processor of this kind, and for this one."""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True, env=env
+        ).stdout.split()
+        for env in (os.environ, {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)})
+    ]
+    assert runs[1][0] == "False" and runs[0][1] == runs[1][1]
