@@ -63,7 +63,11 @@ def usable_device() -> cuda.Device:
 
 def measured(kernel: str, function: Callable, rows: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """One row that says what is wrong, or a row of timings for each number of rows."""
-    if text := wrong(kernel, function, rows[0]):
+    try:
+        text = wrong(kernel, function, rows[0])
+    except Exception as error:  # whatever it is, the other kernels' rows are not to be lost
+        text = f"{type(error).__name__}: {error}"
+    if text:
         yield {"kernel": kernel, "wrong": text}
         return
     for m in rows[:1] if kernel in OF_THE_WEIGHT_ALONE else rows:
