@@ -1,6 +1,7 @@
 """The products of a low-rank layer, as each thread does its share of them: for every form of LoRA.
 
-One side of such a product is only the rank wide. It is cut for BLAS by ``skinny_step``.
+One side of such a product is only the rank wide, and OpenBLAS would copy its operands into another order before it
+multiplies, which takes longer than the product. Small products it does where they lie; so rows are taken few at a time.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ from .gemm import at, gemm, skinny_step
 from .jit import inner, span
 from .products import block, fill_bias
 
+_SMALL, _SMALL_RESULT = 1_000_000, 1200
+"""Multiply-adds up to which OpenBLAS copies nothing; and numbers in the result, where the second factor is transposed."""
+
 
 @inner
 def rows_times(blas, trans_b, rows, n, k, alpha, a, lda, b, ldb, c, ldc):
     """c (rows, n) = alpha a (rows, k) op(b), where n or k is the rank; a, b, c are addresses."""
-    step = skinny_step(rows, n, k)
+    step = _SMALL // max(n * k, 1)
+    if trans_b:
+        step = min(step, _SMALL_RESULT // max(n, 1))
+    step = step if step >= 4 else max(rows, 1)
     for i in range(0, rows, step):
         m = min(step, rows - i)
         gemm(blas, False, trans_b, m, n, k, alpha, a + 4 * i * lda, lda, b, ldb, 0.0, c + 4 * i * ldc, ldc)
@@ -46,7 +53,8 @@ def add_input_gradient(t, parts, blas, grad, weight, dx):
 @inner
 def block_rows(n, k, rank):
     """How many rows at a time the backward pass takes: few enough for the cache, and for BLAS not to copy them."""
-    return min(skinny_step(64, max(n, k), rank), 64)
+    step = _SMALL // max(max(n, k) * rank, 1)
+    return min(step, 128) if step >= 4 else 256
 
 
 @inner
