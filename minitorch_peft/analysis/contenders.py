@@ -6,24 +6,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from minitorch_peft.models import GPT
 from minitorch_peft.peft import METHODS, PeftConfig
+from minitorch_peft.quant import QLORA, BitsAndBytesConfig
 
 
 @dataclass(frozen=True)
 class Contender:
-    """``method`` is a name of the registry, ``settings`` are its config's, ``lr`` the peak rate."""
+    """``method`` is a name of the registry, ``settings`` are its config's, ``lr`` the peak rate.
+
+    ``quantization`` is how the base is stored, which is no matter of the method: LoRA on four bits is QLoRA.
+    """
 
     name: str
     title: str
     method: str
     lr: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+    quantization: BitsAndBytesConfig = field(default_factory=BitsAndBytesConfig)
+
+    def base(self, name: str) -> GPT:
+        return GPT.from_pretrained(name, quantization_config=self.quantization)
 
     def config(self) -> PeftConfig:
         return METHODS[self.method].config.from_dict(dict(self.settings))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"method": self.method, "lr": self.lr, "settings": dict(self.settings)}
+        stored = {"quantization": self.quantization.to_dict()} if self.quantization.load_in_4bit else {}
+        return {"method": self.method, "lr": self.lr, "settings": dict(self.settings), **stored}
 
 
 ALL_LINEAR = {"target_modules": "all-linear"}
@@ -32,6 +42,7 @@ ALL_LINEAR = {"target_modules": "all-linear"}
 CONTENDERS: tuple[Contender, ...] = (
     Contender("full", "full fine-tuning", "full", 3e-3),
     Contender("lora-r16", "LoRA r=16", "lora", 1e-2, {"r": 16, "lora_alpha": 32, **ALL_LINEAR}),
+    Contender("qlora", "QLoRA r=16", "lora", 1e-2, {"r": 16, "lora_alpha": 32, **ALL_LINEAR}, QLORA),
     Contender("lora-r4", "LoRA r=4", "lora", 1e-2, {"r": 4, "lora_alpha": 16, **ALL_LINEAR}),
     Contender("bitfit", "BitFit", "bitfit", 0.12),
     Contender("top-layer", "top layer", "partial", 1e-2, {"top_layers": 1}),

@@ -14,7 +14,8 @@ from minitorch_peft.analysis.texts import Texts, pack_split
 from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.models import GPT
 from minitorch_peft.peft import PeftModel, get_peft_model
-from minitorch_peft.peft.inject import base_parameters
+from minitorch_peft.peft.inject import base_buffers, base_parameters, parameter_sizes
+from minitorch_peft.quant import bits_per_parameter
 from minitorch_peft.training import Progress, StepReport, Trainer
 
 MEASURED = ("held_out", "out_of_domain", "modern")
@@ -51,6 +52,7 @@ def run(
             progress(report)
 
     model = adapted(plan, contender, seed)
+    stored = storage(model, contender, texts, plan)
     trainer = Trainer(model, texts.batches(seed), plan.training(contender.lr, seed), progress=watch)
     result = trainer.run()
     model.save_pretrained(folder, format="native")  # peft's layout of a fused projection stores zeros too
@@ -60,17 +62,32 @@ def run(
         "base": plan.base,
         "seed": seed,
         "trainable_parameters": trainable,
-        "trainable_percent": 100 * trainable / sum(p.data.size for _, p in base_parameters(model.base_model)),
+        "trainable_percent": 100 * trainable / sum(parameter_sizes(model.base_model).values()),
         "stored_bytes": sum(f.stat().st_size for f in folder.iterdir() if f.suffix == ".safetensors"),
         "peak_bytes": peak_memory(lambda: one_step(plan, contender, seed, texts)),
         "seconds_per_step": statistics.median(seconds[WARM_UP:] or seconds),
         "last_loss": result.losses[-1],
         "bits_per_byte": bits(model, texts, plan),
+        **stored,
     }
 
 
+def storage(model: PeftModel, contender: Contender, texts: Texts, plan: Plan) -> dict[str, Any]:
+    """The bytes of the base in memory; in four bits also what a weight takes, and what was lost before adapting."""
+    base = model.base_model
+    arrays = [*(p.data for _, p in base_parameters(base)), *(array for _, array in base_buffers(base))]
+    stored: dict[str, Any] = {"base_bytes": sum(array.nbytes for array in arrays)}
+    if contender.quantization.load_in_4bit:
+        stored |= {
+            "quantization": contender.quantization.to_dict(),
+            "bits_per_weight": bits_per_parameter(base),
+            "quantized_bits_per_byte": bits(model, texts, plan),  # LoRA starts as the base
+        }
+    return stored
+
+
 def adapted(plan: Plan, contender: Contender, seed: int) -> PeftModel:
-    return get_peft_model(GPT.from_pretrained(plan.base), contender.config(), seed=seed)
+    return get_peft_model(contender.base(plan.base), contender.config(), seed=seed)
 
 
 def one_step(plan: Plan, contender: Contender, seed: int, texts: Texts) -> Callable[[], object]:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from minitorch_peft.analysis.contenders import Contender
 from minitorch_peft.analysis.experiment import MEASURED
 
+PACKED = ("bits_per_weight", "quantized_bits_per_byte")  # figures of a base in four bits
+
 
 class Spread(NamedTuple):
     """Mean and sample standard deviation; a single run has none."""
@@ -37,7 +39,11 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What a method costs, learns and forgets. ``bits``: bits per byte after adapting, by text."""
+    """What a method costs, learns and forgets. ``bits``: bits per byte after adapting, by text.
+
+    ``base_bytes``: the base in memory. ``packed``: of a base in four bits, the bits that a weight takes there and the
+    bits per byte before adapting, by text.
+    """
 
     contender: Contender
     trainable: int
@@ -46,6 +52,8 @@ class Row:
     peak_bytes: Spread
     seconds_per_step: Spread
     bits: dict[str, Spread]
+    base_bytes: int = 0
+    packed: tuple[float, dict[str, float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -58,6 +66,8 @@ class Row:
             "peak_bytes": self.peak_bytes._asdict(),
             "seconds_per_step": self.seconds_per_step._asdict(),
             "bits_per_byte": {name: spread._asdict() for name, spread in self.bits.items()},
+            "base_bytes": self.base_bytes,
+            **({} if self.packed is None else dict(zip(PACKED, self.packed, strict=True))),
         }
 
 
@@ -76,6 +86,8 @@ def row(contender: Contender, runs: list[dict[str, Any]]) -> Row:
         Spread.of(r["peak_bytes"] for r in runs),
         Spread.of(r["seconds_per_step"] for r in runs),
         {name: Spread.of(r["bits_per_byte"][name] for r in runs) for name in MEASURED},
+        first["base_bytes"],
+        (first[PACKED[0]], first[PACKED[1]]) if PACKED[0] in first else None,
     )
 
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def adapt(
-    method: Annotated[str, typer.Option(help="full, lora, bitfit, partial, ...")] = "lora",
+    method: Annotated[str, typer.Option(help="full, lora, qlora, bitfit, partial, ...")] = "lora",
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="One of the method's settings: NAME=VALUE.")
+        list[str] | None, typer.Option("--set", help="A setting of the method, or of a 4-bit base: NAME=VALUE.")
     ] = None,
     base: Annotated[str, typer.Option(help="Embedded checkpoint, or folder of a model.")] = "tiny",
     corpus: Annotated[str, typer.Option(help="Translation: wyc (1395), tyn, kjv, ylt, web.")] = "wyc",
@@ -50,9 +50,13 @@ def adapt(
     goes on with `--resume` and the same options. `--set target_modules=q_proj,v_proj` gives a list,
     `--set target_modules=all-linear` every linear layer, anything else with special characters a regex.
 
+    `--method qlora` is LoRA on a base whose linear layers are in four bits (NF4, double quantization); so is any
+    method with `--set load_in_4bit=true`, and with a base that was saved in four bits.
+
     Examples:
 
         minitorch-peft adapt --method lora --set r=8 --set target_modules=all-linear
+        minitorch-peft adapt --method qlora --set r=8 --set bnb_4bit_quant_type=fp4
         minitorch-peft adapt --method bitfit --corpus kjv --steps 300 --patience 3
         minitorch-peft adapt --method partial --set top_layers=2 --text letters.txt --out runs/letters
         minitorch-peft generate --adapter runs/letters --prompt "Dear"
@@ -60,11 +64,12 @@ def adapt(
     from minitorch_peft.cli.loading import check_length, load_base, load_tokenizer
     from minitorch_peft.cli.settings import config_from
     from minitorch_peft.peft import get_peft_model
+    from minitorch_peft.quant import bits_per_parameter, quantized_layers
     from minitorch_peft.training import TrainConfig, train
 
     screen = Screen(json)
-    config = config_from(method, setting or [])
-    model = load_base(base)
+    config, quantization = config_from(method, setting or [])
+    model = load_base(base, quantization)
     check_length(length, model)
     texts = load_texts(corpus, text, load_tokenizer(base, model, tokenizer), batch_size, length)
     name = f"{method}-{text.stem if text else corpus}"
@@ -73,9 +78,13 @@ def adapt(
         steps, lr if lr is not None else usual_rate(method), schedule=schedule, warmup=warmup, seed=seed,
         eval_every=eval_every, patience=patience, restore_best=True, save_every=eval_every, out=out / "run",
     )  # fmt: skip
-    before = measure(model, texts, eval_rows)
+    before, base_bytes = measure(model, texts, eval_rows), model.get_memory_footprint()
     adapted = get_peft_model(model, config, seed=seed)
     trainable, total = adapted.get_nb_trainable_parameters()
+    if layers := quantized_layers(model):
+        screen.note(
+            f"{len(layers)} linear layers of {base} are in four bits: {bits_per_parameter(model):.3f} bits a weight"
+        )
     screen.note(f"{name}: {trainable:,} of {total:,} parameters train, rate {settings.lr:g}, files in {out}")
     bits = texts.measured["held_out"].bits_per_byte(1.0)
     with training_progress(screen, name, steps, bits) as progress:
@@ -84,6 +93,8 @@ def adapt(
         )
     value = {
         "adapter": str(out), "base": base, "method": method, "config": config.to_dict(),
+        "quantization": quantization.to_dict() if quantization.load_in_4bit else None,
+        "base_bytes": base_bytes,
         "trainable_parameters": trainable, "lr": settings.lr, "seed": seed, "steps": result.state.step,
         "best_step": result.state.best_step, "stopped_early": result.state.stopped_early,
         "seconds": round(result.state.seconds, 2),
@@ -110,8 +121,8 @@ def usual_rate(method: str) -> float:
     """The rate that ``compare`` found for the method."""
     from minitorch_peft.analysis.contenders import CONTENDERS
 
-    for contender in CONTENDERS:
-        if contender.method == method:
+    for contender in sorted(CONTENDERS, key=lambda c: c.name != method):  # one of that name before one of that method
+        if method in (contender.name, contender.method):
             return contender.lr
     raise CommandError(f"--lr is needed: no rate is known for {method!r} (try 0.01)", USAGE)
 

@@ -48,7 +48,7 @@ def root(
     """Efficient adaptation of language models, from scratch: a tiny GPT, every method by hand.
 
     Start with `minitorch-peft compare`: it adapts a model that knows modern English to the English of
-    1395, by five methods, and shows what each one costs and what it forgets.
+    1395, by six methods, and shows what each one costs and what it forgets.
     """
 
 

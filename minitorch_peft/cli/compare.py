@@ -1,4 +1,4 @@
-"""``minitorch-peft compare``: one base, five methods, three seeds, one table."""
+"""``minitorch-peft compare``: one base, six methods, three seeds, one table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USUAL = Plan()
 def compare(
     base: Annotated[str, typer.Option(help="Embedded checkpoint, or folder of a model.")] = USUAL.base,
     method: Annotated[
-        list[str] | None, typer.Option(help="One of the methods, again for each. Default: all five.")
+        list[str] | None, typer.Option(help="One of the methods, again for each. Default: all six.")
     ] = None,
     lr: Annotated[list[str] | None, typer.Option(help="Another rate: METHOD=RATE.")] = None,
     corpus: Annotated[str, typer.Option(help="Translation to adapt to.")] = USUAL.translation,
@@ -39,7 +39,7 @@ def compare(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Adapt modern English to the English of 1395 by five methods, and show what each costs and forgets.
+    """Adapt modern English to the English of 1395 by six methods, and show what each costs and forgets.
 
     Every method sees the same batches in the same order; only the seed changes them. Each run is kept in OUT
     when it ends: a comparison that was stopped goes on where it was when called again. The table ends up in

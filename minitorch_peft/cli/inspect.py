@@ -16,6 +16,8 @@ from minitorch_peft.cli.screen import JsonFlag, Screen
 if TYPE_CHECKING:
     import numpy as np
 
+    from minitorch_peft.models import GPT
+
 
 @dataclass
 class Found:
@@ -91,32 +93,37 @@ def embedded(name: str) -> Found:
     path = Path(name) if Path(name).is_file() else EMBEDDED / f"{name}.safetensors"
     model, card = GPT.from_pretrained(name), path.with_suffix(".json")
     notes = {key: value for key, value in read_json(card).items() if key != "config"}
-    return Found("embedded checkpoint", [path, card], model.config.to_dict(), shapes(model.state_dict()), notes)
+    return Found("embedded checkpoint", [path, card], model.config.to_dict(), shapes_of(model), notes)
 
 
 def model_folder(path: Path) -> Found:
     from minitorch_peft.models import GPT
+    from minitorch_peft.quant import bits_per_parameter, quantized_layers
 
     model = GPT.from_pretrained(path)
     files = [f for f in sorted(path.iterdir()) if f.is_file()]
-    return Found("model", files, model.config.to_dict(), shapes(model.state_dict()))
+    layers, notes = quantized_layers(model), {}
+    if layers:
+        notes = {"layers_in_four_bits": len(layers), "bits_per_weight": round(bits_per_parameter(model), 3)}
+    return Found("model", files, model.config.to_dict(), shapes_of(model), notes)
 
 
 def adapter(path: Path, base: str | None) -> Found:
     from minitorch_peft.cli.loading import load_adapted
-    from minitorch_peft.peft.inject import base_parameters
+    from minitorch_peft.peft.inject import packed_sizes, parameter_sizes
     from minitorch_peft.peft.registry import method_of
 
     model, base = load_adapted(base, path)
     attached = model.adapters["default"]
     own = shapes({name: p.data for name, p in attached.named_parameters().items()})
-    whole = sum(p.data.size for _, p in base_parameters(model.base_model))
+    whole = sum(parameter_sizes(model.base_model).values())
     method = method_of(attached.config)
     notes = {
         "method": method.name,
         "base": base,
         "percent_of_base": round(100 * sum(map(prod, own.values())) / whole, 3),
         "mergeable": method.mergeable,
+        "base_in_four_bits": bool(packed_sizes(model.base_model)),
     }
     return Found("adapter", [path / n for n in ("adapter_config.json", "adapter_model.safetensors")],
                  attached.config.to_dict(), own, notes)  # fmt: skip
@@ -133,6 +140,14 @@ def checkpoint(path: Path) -> Found:
     state = {f"run {key}": value for key, value in found.info["state"].items()}
     settings = found.info["fingerprint"]["config"]
     return Found("training checkpoint", [path], settings, shapes(found.part("model")), state)
+
+
+def shapes_of(model: GPT) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every parameter, weights in four bits as what they stand for."""
+    from minitorch_peft.quant import quantized_layers
+
+    packed = {f"{path}.weight": layer.weight.shape for path, layer in quantized_layers(model).items()}
+    return shapes({name: p.data for name, p in model.named_parameters()}) | packed
 
 
 def shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

@@ -10,13 +10,21 @@ from minitorch_peft.cli.errors import FILE, USAGE, CommandError
 if TYPE_CHECKING:
     from minitorch_peft.data.tokenizer import Tokenizer
     from minitorch_peft.models import GPT
+    from minitorch_peft.quant import BitsAndBytesConfig
 
 
-def load_base(name: str) -> GPT:
-    """An embedded checkpoint by name, a Hugging Face folder, or a file that pretrain wrote."""
+def load_base(name: str, quantization: BitsAndBytesConfig | None = None) -> GPT:
+    """An embedded checkpoint by name, a Hugging Face folder, or a file that pretrain wrote.
+
+    Where ``quantization`` asks for it, its linear layers are put into four bits, unless they are already.
+    """
     from minitorch_peft.models import GPT
+    from minitorch_peft.quant import quantize_model, quantized_layers
 
-    return GPT.from_pretrained(name)
+    model = GPT.from_pretrained(name)
+    if quantization is None or not quantization.load_in_4bit or quantized_layers(model):
+        return model
+    return quantize_model(model, **quantization.arguments())
 
 
 def load_tokenizer(base: str, model: GPT, path: Path | None = None) -> Tokenizer:
@@ -48,12 +56,15 @@ def check_length(length: int, model: GPT) -> None:
 def load_adapted(base: str | None, adapter: Path | None) -> tuple[Any, str]:
     """(model, name of its base): the base alone, or a PeftModel with the adapter of a folder.
 
-    Where no base is named it is the one that ``adapt`` or ``compare`` noted beside the adapter, else "tiny".
+    Where no base is named it is the one that ``adapt`` or ``compare`` noted beside the adapter, else "tiny"; it is
+    quantized as it was when the adapter learned.
     """
     from minitorch_peft.peft import PeftModel
+    from minitorch_peft.quant import BitsAndBytesConfig
 
-    name = base or noted_base(adapter) or "tiny"
-    model = load_base(name)
+    noted = notes(adapter)
+    name = base or noted.get("base") or "tiny"
+    model = load_base(name, BitsAndBytesConfig.from_dict(noted.get("quantization") or {}))
     if adapter is None:
         return model, name
     if not adapter.is_dir():
@@ -61,8 +72,9 @@ def load_adapted(base: str | None, adapter: Path | None) -> tuple[Any, str]:
     return PeftModel.from_pretrained(model, adapter).eval(), name
 
 
-def noted_base(adapter: Path | None) -> str | None:
+def notes(adapter: Path | None) -> dict[str, Any]:
+    """What ``adapt`` or ``compare`` wrote down beside an adapter; nothing where they did not."""
     from minitorch_peft.formats.files import read_json
 
     note = None if adapter is None else adapter / "result.json"
-    return None if note is None or not note.is_file() else read_json(note).get("base")
+    return {} if note is None or not note.is_file() else read_json(note)

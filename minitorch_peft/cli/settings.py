@@ -7,28 +7,50 @@ import re
 from dataclasses import fields
 from typing import Any, get_type_hints
 
+from minitorch_peft.analysis.contenders import CONTENDERS, Contender
 from minitorch_peft.cli.errors import USAGE, CommandError
 from minitorch_peft.peft import METHODS, PeftConfig
 from minitorch_peft.peft.patterns import Pattern
 from minitorch_peft.peft.registry import method_named
+from minitorch_peft.quant import BitsAndBytesConfig
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
-def config_from(method: str, settings: list[str]) -> PeftConfig:
-    """The config of ``method`` with these NAME=VALUE settings; CommandError for what it does not have."""
-    if method not in METHODS and method not in {m.config.peft_type for m in METHODS.values()}:
-        raise CommandError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}", USAGE)
-    kind = method_named(method).config
-    hints, known = get_type_hints(kind), [f.name for f in fields(kind)]
-    values: dict[str, Any] = {}
+def config_from(method: str, settings: list[str]) -> tuple[PeftConfig, BitsAndBytesConfig]:
+    """The config of ``method`` with these NAME=VALUE settings, and how the base is to be stored.
+
+    ``method`` is a method's name, or that of a contender of ``compare``, whose settings are then the start. Names of
+    BitsAndBytesConfig are settings too. CommandError for what there is not.
+    """
+    start = contender(method)
+    kind = method_named(start.method).config
+    values: dict[type, dict[str, Any]] = {
+        kind: dict(start.settings),
+        BitsAndBytesConfig: start.quantization.to_dict(),
+    }
+    hints = {of: get_type_hints(of) for of in values}
     for text in settings:
         name, equals, value = text.partition("=")
-        if not equals or name not in known:
-            has = f"it has {', '.join(known)}" if known else "it has no settings"
-            raise CommandError(f"--set {text}: expected NAME=VALUE with a setting of {method!r}; {has}", USAGE)
-        values[name] = parse(text, value, hints[name])
-    return kind.from_dict(values)
+        of = next((of for of in values if name in [f.name for f in fields(of)]), None)
+        if not equals or of is None:
+            own, stored = (", ".join(f.name for f in fields(of)) for of in values)
+            has = f"it has {own}" if own else "it has no settings"
+            raise CommandError(
+                f"--set {text}: expected NAME=VALUE with a setting of {method!r}; {has}; for the base: {stored}", USAGE
+            )
+        values[of][name] = parse(text, value, hints[of][name])
+    return kind.from_dict(values[kind]), BitsAndBytesConfig.from_dict(values[BitsAndBytesConfig])
+
+
+def contender(method: str) -> Contender:
+    """The contender that ``method`` names; for a method, itself without settings."""
+    if method in METHODS or method in {m.config.peft_type for m in METHODS.values()}:
+        return Contender(method, method, method, 0.0)
+    named = {c.name: c for c in CONTENDERS if c.name not in METHODS}
+    if method not in named:
+        raise CommandError(f"unknown method {method!r}: expected one of {', '.join([*METHODS, *named])}", USAGE)
+    return named[method]
 
 
 def parse(text: str, value: str, hint: Any) -> Any:

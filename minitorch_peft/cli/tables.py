@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from minitorch_peft.analysis.plan import Plan
     from minitorch_peft.analysis.summary import Row
 
-WIDE = 128  # characters that the whole table needs
+WIDE = 134  # characters that the whole table needs
 
 NOTE = (
     "[dim]Bits per byte, lower is better, as mean ± standard deviation over seeds; before adapting: the first "
-    "row. Forgotten: what was lost on modern English. Peak memory: all arrays alive at the worst moment of a "
-    "training step (weights, gradients, optimizer state, activations).[/dim]"
+    "row. Forgotten: what was lost on modern English. Base: the bytes of the model before adapting, in memory. Peak "
+    "memory: all arrays alive at the worst moment of a training step (weights, gradients, optimizer state, "
+    "activations).[/dim]"
 )
 
 
@@ -33,6 +34,18 @@ def comparison_tables(
         yield table(f"{title}. Costs", rows, costs)
         yield table("Learned and forgotten", rows, effects)
     yield NOTE
+    yield from (packed_note(row) for row in rows if row.packed is not None)
+
+
+def packed_note(row: Row) -> str:
+    """What storing the base in four bits took and cost, before anything was learned."""
+    assert row.packed is not None
+    bits, before = row.packed
+    return (
+        f"[dim]{row.contender.title}: the weights of the base's linear layers take {bits:.3f} bits each instead of "
+        f"32; before adapting it has {before['held_out']:.3f} bits per byte on held-out books, "
+        f"{before['modern']:.3f} on modern English.[/dim]"
+    )
 
 
 def cost_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -42,7 +55,8 @@ def cost_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     cells: dict[str, Callable[[Row], str]] = {
         "trainable": lambda r: f"{r.trainable:,}",
         "%": lambda r: f"{r.percent:.3g}",
-        "stored\nper task": lambda r: human_bytes(r.stored_bytes),
+        "stored\na task": lambda r: human_bytes(r.stored_bytes),
+        "base": lambda r: human_bytes(r.base_bytes),
         "peak\nmemory": lambda r: human_bytes(r.peak_bytes.mean),
         "ms\na step": lambda r: r.seconds_per_step.text(0, 1e3),
     }

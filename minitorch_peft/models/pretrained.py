@@ -60,10 +60,7 @@ def load_pretrained(name_or_path: str | Path, quantization_config: BitsAndBytesC
         raise FileFormatError(settings, f"describes no GPT ({error})", "correct it") from error
     fill(model, state)
     if quantization_config is not None and quantization_config.load_in_4bit:
-        quantize_model(
-            model, quantization_config.bnb_4bit_quant_type, skip=quantization_config.skip,
-            compress_statistics=quantization_config.bnb_4bit_use_double_quant,
-        )  # fmt: skip
+        quantize_model(model, **quantization_config.arguments())
     return model.eval()
 
 

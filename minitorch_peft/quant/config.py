@@ -38,12 +38,18 @@ class BitsAndBytesConfig:
         if self.bnb_4bit_compute_dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise ValueError(f"bnb_4bit_compute_dtype must be one of {known}, got {self.bnb_4bit_compute_dtype!r}")
+        if isinstance(self.llm_int8_skip_modules, str):
+            raise ValueError(f"llm_int8_skip_modules must be a list of names, got {self.llm_int8_skip_modules!r}")
         if self.llm_int8_skip_modules is not None:
             object.__setattr__(self, "llm_int8_skip_modules", tuple(self.llm_int8_skip_modules))
 
-    @property
-    def skip(self) -> tuple[str, ...]:
-        return ("lm_head",) if self.llm_int8_skip_modules is None else self.llm_int8_skip_modules
+    def arguments(self) -> dict[str, Any]:
+        """What ``quantize_model`` takes."""
+        return {
+            "quant_type": self.bnb_4bit_quant_type,
+            "compress_statistics": self.bnb_4bit_use_double_quant,
+            "skip": ("lm_head",) if self.llm_int8_skip_modules is None else self.llm_int8_skip_modules,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; the inverse of :meth:`from_dict`."""

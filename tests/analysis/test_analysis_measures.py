@@ -50,7 +50,7 @@ def test_the_peak_leaves_out_what_only_the_first_step_needs():
 
 
 def test_every_contender_is_a_method_with_a_config_of_its_own():
-    assert len({c.name for c in CONTENDERS}) == len(CONTENDERS) == 5
+    assert len({c.name for c in CONTENDERS}) == len(CONTENDERS) == 6
     for c in CONTENDERS:
         assert isinstance(c.config(), METHODS[c.method].config) and c.lr > 0
     lora = {c.config().r for c in CONTENDERS if c.method == "lora"}
@@ -66,7 +66,7 @@ def test_rows_are_means_and_spreads_over_seeds():
     def result(name, value):
         return {
             "contender": name, "trainable_parameters": 7, "trainable_percent": 1.0, "stored_bytes": 28,
-            "peak_bytes": 100 * value, "seconds_per_step": value,
+            "peak_bytes": 100 * value, "seconds_per_step": value, "base_bytes": 50,
             "bits_per_byte": dict.fromkeys(experiment.MEASURED, value),
         }  # fmt: skip
 
@@ -75,6 +75,11 @@ def test_rows_are_means_and_spreads_over_seeds():
     one, two = summary.rows((first, second), results)
     assert one.bits["modern"] == (2.0, pytest.approx(2**0.5)) and one.peak_bytes.mean == 200
     assert two.bits["held_out"] == (5.0, None)
+    assert one.base_bytes == 50 and one.packed is None and "bits_per_weight" not in one.to_dict()
+    packed = result(first.name, 1.0) | {"bits_per_weight": 4.127, "quantized_bits_per_byte": {"modern": 2.0}}
+    (row,) = summary.rows((first,), [packed])
+    assert row.packed == (4.127, {"modern": 2.0})
+    assert row.to_dict()["bits_per_weight"] == 4.127 and row.to_dict()["quantized_bits_per_byte"] == {"modern": 2.0}
 
 
 def test_the_sweep_never_sees_the_book_it_judges_on(monkeypatch):

@@ -16,6 +16,7 @@ from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.formats.files import read_arrays, read_json
 from minitorch_peft.models import GPT
 from minitorch_peft.peft import LoraConfig, PeftModel
+from minitorch_peft.quant import QLORA
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(base, letters, t
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--method", "fly"], ["unknown method 'fly'", "lora"]),
+        (["--method", "fly"], ["unknown method 'fly'", "lora", "qlora"]),
         (["--set", "rank=3"], ["rank=3", "lora_alpha"]),
         (["--set", "r"], ["--set r", "NAME=VALUE"]),
         (["--set", "r=abc"], ["r=abc", "whole number"]),
@@ -103,6 +104,9 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(base, letters, t
         (["--length", POSITIONS + 1], [f"--length {POSITIONS + 1}", f"{POSITIONS} positions"]),
         (["--schedule", "steep"], ["steep", "linear"]),
         (["--lr", "-1"], ["lr must be"]),
+        (["--method", "qlora", "--set", "bnb_4bit_quant_type=nf5"], ["bnb_4bit_quant_type must be 'nf4' or 'fp4'"]),
+        (["--set", "load_in_4bit=maybe"], ["load_in_4bit=maybe", "true or false"]),
+        (["--method", "bitfit", "--set", "load_in_8bit=true"], ["load_in_8bit=true", "for the base: load_in_4bit"]),
     ],
 )
 def test_bad_settings_are_usage_errors(run, options, words):
@@ -189,7 +193,68 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
 
 
 def test_settings_take_the_type_of_their_field():
-    config = config_from("lora", ["r=4", "lora_alpha=8", "target_modules=q_proj", "layers_to_transform=[0, 1]"])
+    config, stored = config_from("lora", ["r=4", "lora_alpha=8", "target_modules=q_proj", "layers_to_transform=[0, 1]"])
     assert config == LoraConfig(r=4, lora_alpha=8.0, target_modules=["q_proj"], layers_to_transform=[0, 1])
-    assert config_from("LORA", ["use_rslora=true"]).use_rslora is True
-    assert config_from("lora", ["target_modules=.*attn.*"]).target_modules == ".*attn.*"
+    assert not stored.load_in_4bit
+    assert config_from("LORA", ["use_rslora=true"])[0].use_rslora is True
+    assert config_from("lora", ["target_modules=.*attn.*"])[0].target_modules == ".*attn.*"
+
+
+def test_a_method_of_compare_brings_its_settings():
+    config, stored = config_from("qlora", [])
+    assert config == LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") and stored == QLORA
+    config, stored = config_from(
+        "qlora", ["r=2", "bnb_4bit_quant_type=fp4", 'llm_int8_skip_modules=["lm_head", "o_proj"]']
+    )
+    assert config.r == 2 and config.lora_alpha == 32 and stored.load_in_4bit
+    assert stored.bnb_4bit_quant_type == "fp4" and stored.llm_int8_skip_modules == ("lm_head", "o_proj")
+    assert config_from("lora", ["load_in_4bit=true"])[1].load_in_4bit
+    assert config_from("lora-r4", [])[0].r == 4 and config_from("top-layer", [])[0].top_layers == 1
+
+
+# -- a base in four bits ---------------------------------------------------------------------------------------
+FOUR_BITS = ["--method", "qlora", "--set", "r=2"]
+
+
+def test_qlora_adapts_a_base_in_four_bits(run, base, tmp_path):
+    done = run(*FOUR_BITS, "--json")
+    assert done.code == 0 and "12 linear layers" in done.err and "bits a weight" in done.err
+    value = done.json
+    assert value == read_json(tmp_path / "out" / "result.json")
+    assert value["quantization"] == QLORA.to_dict() and value["method"] == "qlora" and value["lr"] == 0.01
+    quantized = GPT.from_pretrained(base, quantization_config=QLORA)
+    assert value["base_bytes"] == quantized.get_memory_footprint() < GPT.from_pretrained(base).get_memory_footprint()
+    assert value["bits_per_byte"]["after"]["held_out"] < value["bits_per_byte"]["before"]["held_out"]
+    model = PeftModel.from_pretrained(quantized, tmp_path / "out")
+    assert model.get_nb_trainable_parameters()[1] > GPT.from_pretrained(base).num_parameters()
+
+
+def test_qlora_is_resumed_on_the_same_four_bits_only(run, tmp_path):
+    assert run(*FOUR_BITS, "--steps", 2).code == 0
+    done = run(*FOUR_BITS, "--set", "bnb_4bit_quant_type=fp4", "--steps", 2, "--resume")
+    assert done.code == 3 and "frozen weights" in done.error
+    assert run(*FOUR_BITS, "--steps", 2, "--resume").code == 0
+
+
+def test_a_base_that_was_saved_in_four_bits(call, base, letters, tmp_path):
+    GPT.from_pretrained(base, quantization_config=QLORA).save_pretrained(tmp_path / "packed")
+    Tokenizer.shipped().save_pretrained(tmp_path / "packed")
+    options = [*adapt_options(tmp_path / "packed", letters), "--out", tmp_path / "out", "--json"]
+    for method in ("lora", "qlora"):
+        done = call(*options, "--method", method)
+        assert done.code == 0 and "in four bits" in done.err
+        for file in (tmp_path / "out" / "run").iterdir():
+            file.unlink()
+    done = call(*options, "--method", "full")
+    assert done.code == 2 and "stored in four bits and cannot be trained" in done.error
+
+
+def test_the_noted_base_is_quantized_again(call, run, tmp_path):
+    assert run(*FOUR_BITS).code == 0
+    value = call("inspect", tmp_path / "out", "--json").json
+    assert (
+        value["base_in_four_bits"]
+        and value["parameters"] == read_json(tmp_path / "out" / "result.json")["trainable_parameters"]
+    )
+    said = call("generate", "--adapter", tmp_path / "out", "--prompt", "Dear", "--max-new-tokens", 3, "--json")
+    assert said.code == 0 and said.json["tokens"] <= 3

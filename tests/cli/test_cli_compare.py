@@ -49,6 +49,23 @@ def test_the_table_has_every_method_and_the_json_every_figure(compare, tmp_path)
     assert all(name in shown.out for name in ("untouched", "LoRA r=4", "BitFit", "±", "picture:"))
 
 
+def test_qlora_has_its_row(compare, tmp_path):
+    options = ["--method", "qlora", "--method", "lora-r16", "--seeds", 1]
+    done = compare(*options, "--json")
+    assert done.code == 0, done.err
+    by_name = {m["name"]: m for m in done.json["methods"]}
+    dense, packed = by_name["lora-r16"], by_name["qlora"]
+    assert packed["trainable_parameters"] == dense["trainable_parameters"]
+    assert packed["trainable_percent"] == dense["trainable_percent"]
+    assert packed["quantization"]["bnb_4bit_use_double_quant"] and "quantization" not in dense
+    assert 4 < packed["bits_per_weight"] < 5 and packed["base_bytes"] < dense["base_bytes"]
+    assert packed["quantized_bits_per_byte"].keys() == done.json["before"].keys()
+    stored = read_json(tmp_path / "out" / "qlora" / "seed-0" / "result.json")
+    assert stored["quantization"] == packed["quantization"] and stored["base_bytes"] == packed["base_bytes"]
+    shown = compare(*options).out
+    assert "QLoRA r=16" in shown and "bits each instead of" in shown
+
+
 def test_only_what_is_missing_or_made_otherwise_is_run(compare, tmp_path, monkeypatch):
     ran = []
 
@@ -130,7 +147,16 @@ def test_a_narrow_terminal_gets_costs_and_effects_in_two_tables(width, tables):
 
     spread = Spread(2.5, 0.1)
     rows = [
-        Row(c, 957_184, 100.0, 3_830_000, Spread(1.1e8, 0.0), Spread(1.2, 0.03), dict.fromkeys(MEASURED, spread))
+        Row(
+            c,
+            957_184,
+            100.0,
+            3_830_000,
+            Spread(1.1e8, 0.0),
+            Spread(1.2, 0.03),
+            dict.fromkeys(MEASURED, spread),
+            3_830_000,
+        )
         for c in CONTENDERS
     ]
     plan = Plan()

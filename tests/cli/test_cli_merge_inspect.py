@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cli_cases import adapt_options
 
 from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.models import GPT
 from minitorch_peft.models.pretrained import embedded_names, save_embedded
 from minitorch_peft.peft import PeftModel
+from minitorch_peft.quant import QLORA, quantized_layers
 
 
 def test_the_merged_model_says_what_the_adapted_one_says(call, base, adapted, tmp_path):
@@ -22,6 +24,33 @@ def test_the_merged_model_says_what_the_adapted_one_says(call, base, adapted, tm
     assert Tokenizer.from_pretrained(tmp_path / "merged").vocab_size == 1024
     shown = call("merge", adapted, "--out", tmp_path / "again")
     assert shown.code == 0 and "bit for bit" in shown.out
+
+
+@pytest.mark.parametrize("requantize", [False, True])
+def test_merging_into_a_base_in_four_bits(call, base, letters, tmp_path, requantize):
+    options = ["--method", "qlora", "--set", "r=2", "--set", "target_modules=q_proj,k_proj,v_proj", "--lr", 0.3]
+    assert call(*adapt_options(base, letters), "--out", tmp_path / "adapted", *options).code == 0
+    more = ["--requantize"] if requantize else []
+    value = call("merge", tmp_path / "adapted", "--out", tmp_path / "merged", *more, "--json").json
+    certificate = value["certificate"]
+    assert certificate["restores_base"] and certificate["requantized"] == (6 if requantize else 0)
+    assert (certificate["relative_logit_difference"] > 1e-4) == requantize
+    merged = GPT.from_pretrained(tmp_path / "merged")
+    assert len(quantized_layers(merged)) == (12 if requantize else 0)
+    model = PeftModel.from_pretrained(GPT.from_pretrained(base, quantization_config=QLORA), tmp_path / "adapted")
+    ids = np.arange(20).reshape(2, 10)
+    close = np.abs(merged(ids).logits.data - model(ids).logits.data).max() < 1e-4
+    assert close != requantize
+    shown = call("merge", tmp_path / "adapted", "--out", tmp_path / "again", *more)
+    assert shown.code == 0 and ("put back into four bits" in shown.out) == requantize
+    look = call("inspect", tmp_path / "merged", "--json").json
+    assert look["parameters"] == GPT.from_pretrained(base).num_parameters()
+    assert look.get("layers_in_four_bits", 0) == (12 if requantize else 0)
+
+
+def test_requantizing_needs_a_base_in_four_bits(call, adapted, tmp_path):
+    done = call("merge", adapted, "--out", tmp_path / "merged", "--requantize")
+    assert done.code == 2 and "stored in four bits" in done.error and not (tmp_path / "merged").exists()
 
 
 def test_merge_never_writes_into_a_folder_that_holds_something(call, base, adapted):
