@@ -134,6 +134,18 @@ def test_in_the_middle_of_two_values_the_lower_code(backend, quant_type, blocksi
     assert nibbles(quantize(x, blocksize, quant_type))[1 : x.size].tolist() == lower + upper + lower
 
 
+def test_x_is_multiplied_by_the_reciprocal(backend):
+    """As on CUDA; x / absmax rounds otherwise now and then, and next to a boundary that is another code."""
+    edges = codes.boundaries("nf4")
+    scales = np.random.default_rng(0).uniform(1, 2, 4000).astype(f32)
+    x = np.zeros((4000, 32), f32)
+    x[:, 0], x[:, 1:16] = scales, edges * scales[:, None]
+    multiplied, divided = x * (1 / scales)[:, None], x / scales[:, None]
+    expected = np.searchsorted(edges, multiplied)
+    assert (expected != np.searchsorted(edges, divided)).any()
+    assert (nibbles(quantize(x, 32)).reshape(x.shape) == expected).all()
+
+
 def test_fp4_in_the_middle_takes_the_smaller_magnitude_on_both_sides(backend):
     thresholds = np.array([0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333], f32)
     above = np.nextafter(thresholds, f32(2))
@@ -313,7 +325,6 @@ def test_quantize_names_the_bad_argument(backend, args, error, text):
     ("change", "text"),
     [
         ({"shape": (4, 64)}, r"a tensor of shape \(4, 64\) calls for packed \(128,\), got \(64,\)"),
-        ({"shape": (2**33, 2**33)}, "calls for packed"),  # 2**66 elements: 0, counted in 64 bits
         ({"absmax": np.ones(3, f32)}, r"calls for absmax \(2,\), got \(3,\)"),
         ({"packed": np.zeros((64, 1), np.uint8)}, r"packed \(64,\), got \(64, 1\)"),
         ({"blocksize": 63}, "blocksize must be one of"),
@@ -326,6 +337,13 @@ def test_quantize_names_the_bad_argument(backend, args, error, text):
 def test_dequantize_names_the_part_that_does_not_fit(backend, change, text):
     with pytest.raises((TypeError, ValueError), match=text):
         dequantize(quantize(RAMPS)._replace(**change))
+
+
+def test_a_size_beyond_64_bits_does_not_wrap_around(backend):
+    """2**66 elements are none, counted in 64 bits: an index would run out of an empty array."""
+    q = Quantized(np.zeros(0, np.uint8), np.zeros(0, f32), (2**33, 2**33), 64, "nf4", None)
+    with pytest.raises(ValueError, match=r"calls for packed \(36893488147419103232,\), got \(0,\)"):
+        dequantize(q)
 
 
 def test_dequantize_names_a_nested_part_that_does_not_fit(backend):

@@ -213,6 +213,23 @@ def test_a_full_disk_is_named_and_nothing_is_lost(full_disk):
     assert same_bits(data(params), data(whole))
 
 
+def test_what_was_reserved_of_a_request_that_fails_is_given_back(monkeypatch):
+    def half(descriptor, start, size):
+        os.ftruncate(descriptor, start + size // 2)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pages = Pages(budget=4096, page_bytes=4096, directory=None)
+    (place,) = pages.reserve([4096])
+    pages.at(place)[:] = 5
+    with monkeypatch.context() as patch:
+        patch.setattr(pages_module.os, "posix_fallocate", half)
+        with pytest.raises(OSError, match="no room for 40960 more bytes of pages"):
+            pages.reserve([4096] * 10)
+    assert os.fstat(pages.file.fileno()).st_size == 4096 and pages.pages == 1
+    more = pages.reserve([4096] * 2)
+    assert [p.page for p in more] == [1, 2] and not pages.at(more[1]).any() and pages.at(place)[0] == 5
+
+
 def test_a_full_disk_while_loading_keeps_the_state(full_disk):
     params = {"p": Parameter(np.ones(1024, np.float32))}
     optimizer = PagedAdamW(params, **OPTIONS, budget=4096, page_bytes=4096)
