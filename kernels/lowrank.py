@@ -13,7 +13,7 @@ from .jit import inner, span
 from .products import block, fill_bias
 
 _SMALL, _SMALL_RESULT = 1_000_000, 1200
-"""Multiply-adds up to which OpenBLAS copies nothing; and numbers in the result, where the second factor is transposed."""
+"""Multiply-adds up to which OpenBLAS copies nothing; numbers in the result, where the second factor is transposed."""
 
 
 @inner

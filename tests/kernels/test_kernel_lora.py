@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from minitorch_peft.kernels import get
 from minitorch_peft.kernels.philox.reference import dropped
 
 FLOAT64 = np.dtype("float64")
-R, K, N, RANK = 600, 64, 96, 4
+R, K, N, RANK = 4200, 64, 96, 4
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -131,7 +132,7 @@ def peak(function, *args) -> int:
         tracemalloc.stop()
 
 
-SLACK = 40_000  # bytes: xa, scratch, the interpreter's own
+SLACK = 150_000 + 50_000 * numba.get_num_threads()  # bytes: xa (more than once), each thread's scratch
 
 
 def test_no_array_of_the_rows_is_made_beside_the_results():
@@ -150,8 +151,8 @@ def test_no_array_of_the_rows_is_made_beside_the_results():
     )
     backward = get("lora_stacked_backward", FLOAT32)
     assert peak(backward, (G,) * 3, X, (xa,) * 3, weights, lora_as, lora_bs, scalings) < column * K + 2 * SLACK
-    x, grad, lora_a, lora_b, scaling, adapter = gathered([0, 1, 2] * 5)
-    xa = normal(15, 40, RANK)
+    x, grad, lora_a, lora_b, scaling, adapter = gathered([0, 1, 2] * 5, R // 15)
+    xa = normal(15, R // 15, RANK)
     assert (
         peak(get("lora_gathered_forward", FLOAT32), x, W, BIAS, lora_a, lora_b, scaling, adapter) < column * N + SLACK
     )
