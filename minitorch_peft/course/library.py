@@ -13,6 +13,7 @@ from pathlib import Path
 import minitorch_peft
 from minitorch_peft import kernels
 from minitorch_peft.course import marks
+from minitorch_peft.course.manifest import matches
 
 Place = tuple[str, marks.Region]  # a file, from the repository's root, and lines of it
 PACKAGE = Path(minitorch_peft.__file__).parent
@@ -81,8 +82,8 @@ class Library:
 
     ``regions``: its solutions, by id; ``broken``: what is wrong with the marks of others.
 
-    ``without``: files that it lacks (from the repository's root), as they would do a student's work. ``frames``: what
-    some files were when they were handed out; of the running package they take the solutions only.
+    ``without``: patterns of files that it lacks (from the repository's root), as they would do a student's work.
+    ``frames``: what some files were when they were handed out; of the running package they take the solutions only.
     """
 
     def __init__(self, without: Iterable[str] = (), frames: Mapping[str, str] | None = None) -> None:
@@ -90,7 +91,7 @@ class Library:
         self.root = Path(self.folder.name) / "reference"
         shutil.copytree(PACKAGE, self.root / "minitorch_peft", ignore=not_needed)
         shutil.copytree(KERNELS, self.root / "minitorch_peft" / "kernels", ignore=not_needed, dirs_exist_ok=True)
-        for name in without:
+        for name in (name for name in sources() if matches(name, without)):
             self.path(name).unlink(missing_ok=True)
         self.regions, self.broken = survey()
         for name, text in (frames or {}).items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,9 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Assignment:
+    """``leave_out``: files that a handout lacks, and the library that a solution is judged in: names from the
+    repository's root, or patterns such as "kernels/lora*/numba.py"."""
+
     id: str
     title: str
     hours: float
@@ -75,6 +80,15 @@ class Assignment:
             if task.id == id:
                 return task
         raise ManifestError(f"{self.id} has no task {id!r}; it has: {', '.join(t.id for t in self.tasks)}")
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Is this file meant by one of the patterns?
+
+    >>> matches("kernels/lora/numba.py", ["kernels/lora*/numba.py"]), matches("kernels/lora/jit.py", ["kernels/lora"])
+    (True, False)
+    """
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def available() -> list[str]:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from minitorch_peft.kernels.dispatch import FAMILIES
 
 from minitorch_peft.course import marks
 from minitorch_peft.course.checks import checks_of
 from minitorch_peft.course.library import Library
-from minitorch_peft.course.manifest import Replacement, available, load
+from minitorch_peft.course.manifest import Replacement, available, load, matches
 from minitorch_peft.course.teacher import build
 
 
@@ -54,7 +55,7 @@ def test_nothing_of_the_teacher_and_nothing_that_ran_is_in_it(assignment, files)
         assert not any(part.startswith(".") for part in Path(name).parts)
     others = [id for id in available() if id != assignment.id]
     assert not any(f"assignments/{id}/" in name for name in files for id in others)
-    assert not set(assignment.leave_out) & files.keys()
+    assert not any(matches(name, assignment.leave_out) for name in files)
     notebook = json.loads(files[f"{assignment.id}.ipynb"])
     assert all(not c.get("outputs") and not c.get("execution_count") for c in notebook["cells"])
     text = files[f"{assignment.id}.py"].decode()
@@ -92,6 +93,15 @@ def test_a_replacement_that_does_not_fit_is_named():
 def test_what_is_left_out_must_exist():
     with pytest.raises(build.BuildError, match=r"leaves out kernels/nothing\.py"):
         build.handout(replace(load("a1"), leave_out=("kernels/nothing.py",)))
+
+
+def test_the_table_of_kernels_names_what_is_there(assignment, files):
+    rows = {
+        found["family"]: re.findall(r"\w+", found["backends"])
+        for found in build.ROW.finditer(files[build.DISPATCH].decode())
+    }
+    assert {f for f, backends in FAMILIES.items() if f"kernels/{f}/reference.py" in files} == rows.keys()
+    assert all(f"kernels/{family}/{backend}.py" in files for family, backends in rows.items() for backend in backends)
 
 
 def test_a_solution_that_stands_elsewhere_too_is_found():

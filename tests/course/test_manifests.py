@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,8 @@ from minitorch_peft.course.teacher.proof import proofs_of
 ROOT = Path(__file__).parents[2]
 
 
-def test_there_are_three_assignments():
-    assert available()[:3] == ["a1", "a2", "a3"]
+def test_there_are_four_assignments():
+    assert available()[:4] == ["a1", "a2", "a3", "a4"]
 
 
 @pytest.fixture(params=available())
@@ -109,11 +111,27 @@ def test_an_unknown_assignment_or_task_is_named():
 
 # what a student runs with plain pytest
 test_a1, test_a2, test_a3 = map(plain.as_tests, ("a1", "a2", "a3"))
+test_a4 = plain.as_tests("a4", tasks=("4.1", "4.2", "4.3", "4.4", "4.6"))
+COMPILED, INTERPRETED = "4.5", "4.7"
+
+
+@pytest.mark.slow
+def test_what_is_compiled_or_interpreted(tmp_path):
+    """In a process of its own: Triton decides once in a process whether it interprets."""
+    (tmp_path / "test_it.py").write_text(
+        f"from minitorch_peft.course import plain\ntest = plain.as_tests('a4', tasks={(COMPILED, INTERPRETED)})\n"
+    )
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    number = sum(len(checks_of(load("a4"), task)) for task in (COMPILED, INTERPRETED))
+    assert done.stdout.splitlines()[-1].startswith(f"{number} passed"), done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 20261122])
 def test_the_hidden_variants_accept_the_library(assignment, seed):
     for check in checks_of(assignment):
+        if check.task == INTERPRETED:  # `course prove` has it, in processes of their own
+            continue
         outcome = run_check(check, in_this_process(assignment), hidden(seed))
         assert outcome.passed, (check.title, outcome.message, outcome.example)

@@ -8,13 +8,13 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib.resources import files as resources
 from pathlib import Path, PurePosixPath
 
 from minitorch_peft.course import marks
-from minitorch_peft.course.library import KERNELS, PACKAGE, holds_solutions, solutions
-from minitorch_peft.course.manifest import Assignment
+from minitorch_peft.course.library import KERNELS, PACKAGE, holds_solutions, solutions, sources
+from minitorch_peft.course.manifest import Assignment, matches
 
 SUFFIXES = {".py", ".toml", ".json", ".safetensors", ".typed"}  # of the package's files
 LARGEST = 3_000_000  # bytes of a checkpoint that is handed out
@@ -29,6 +29,11 @@ class BuildError(ValueError):
 
 
 Files = dict[str, bytes]
+
+DISPATCH = "kernels/dispatch.py"
+ROW = re.compile(
+    r'(?P<before>^    "(?P<family>\w+)": \(\s*\([^)]*\),\s*)\((?P<backends>[^)]*)\)(?P<after>,?\s*\),\n)', re.MULTILINE
+)
 
 
 def handout(assignment: Assignment) -> Files:
@@ -79,7 +84,7 @@ def package_files(root: Path) -> Files:
 def is_handed_out(name: str, assignment: Assignment) -> bool:
     """Not the teacher's part, other assignments, or what the manifest leaves out."""
     parts = PurePosixPath(name).parts
-    if name in assignment.leave_out or parts[:3] == ("minitorch_peft", "course", "teacher"):
+    if matches(name, assignment.leave_out) or parts[:3] == ("minitorch_peft", "course", "teacher"):
         return False
     if parts[:2] == ("minitorch_peft", "cli") and parts[-1] in ("teaching.py", "grading.py"):
         return False
@@ -91,9 +96,10 @@ def is_handed_out(name: str, assignment: Assignment) -> bool:
 def conceal(texts: Mapping[str, str], assignment: Assignment) -> dict[str, str]:
     """The texts with the manifest's replacements made. Each must fit exactly once."""
     changed = dict(texts)
-    for name in assignment.leave_out:
-        if not (clone() / name).is_file():
-            raise BuildError(f"{assignment.id} leaves out {name}, which does not exist")
+    everything = sources()
+    for pattern in assignment.leave_out:
+        if not any(matches(name, [pattern]) for name in everything):
+            raise BuildError(f"{assignment.id} leaves out {pattern}, which does not exist")
     for change in assignment.replacements:
         times = changed.get(change.file, "").count(change.old)
         if times != 1:
@@ -101,7 +107,22 @@ def conceal(texts: Mapping[str, str], assignment: Assignment) -> dict[str, str]:
                 f"{assignment.id} replaces text of {change.file} that is there {times} times: {change.old!r}"
             )
         changed[change.file] = changed[change.file].replace(change.old, change.new)
-    return changed
+    return changed | {DISPATCH: fitted(changed[DISPATCH], changed)}
+
+
+def fitted(table: str, names: Container[str]) -> str:
+    """The table of kernels without the versions, and the families, that are not among the files ``names``."""
+
+    def row(found: re.Match[str]) -> str:
+        backends = re.findall(r"\w+", found["backends"])
+        kept = [b for b in backends if f"kernels/{found['family']}/{b}.py" in names]
+        listed = ", ".join(f'"{b}"' for b in kept) + ("," if len(kept) == 1 else "")
+        return f"{found['before']}({listed}){found['after']}" if kept else ""
+
+    text, count = ROW.subn(row, table)
+    if not count:
+        raise BuildError(f"{DISPATCH} has no rows of the expected form")
+    return text
 
 
 def without_replacements(text: str) -> str:
