@@ -3,9 +3,9 @@
 Forward has no (R, N) temporary: bias, low-rank term and base product go into one block of rows. Unfused, two products
 are written, read again, and their sum written. xa (R, r) is kept: backward does not multiply x by A again.
 
-Backward takes 64 rows at a time and makes all low-rank products of them while they are in the cache: d(xa), dx, and
-their share of dA and dB. So x and grad are read from memory once for these, and once more, grad alone, for the base's
-dx = grad W, which wants large blocks. Each thread sums the shares of its rows; these sums are added in a fixed order.
+Backward takes up to 128 rows at a time and makes all low-rank products of them while they are in the cache: d(xa), dx,
+and their share of dA and dB. So x and grad are read from memory once for these, and once more, grad alone, for the
+base's dx = grad W, which wants large blocks. Each thread sums the shares of its rows; these are added in a fixed order.
 
 Passes over memory, in arrays of R rows (x or dx, y or grad):
 

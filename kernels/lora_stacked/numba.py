@@ -1,7 +1,7 @@
 """LoRA layers that share x: their A stand on one another, and one pass over x serves all of them.
 
 Forward: u = x [A_1; A_2; ...].T is one product with R = r_1 + r_2 + ... columns, so x is read once for the low-rank
-terms, not once for each projection. Backward: 64 rows at a time, their d(u) under all projections goes side by side
+terms, not once for each projection. Backward: some rows at a time, their d(u) under all projections goes side by side
 into scratch; then dx = d(u) [A_1; A_2; ...] is written once, where the projections alone would write as many arrays
 and add them, and x is read once for all dA. The products with the frozen weights are added to that dx in place.
 
