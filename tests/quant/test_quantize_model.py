@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import numba
 import numpy as np
 import pytest
 from minitorch_peft.kernels.four_bit.reference import dequantize_4bit, quantize_4bit
 
 import minitorch_peft as mp
+from minitorch_peft.analysis.memory import peak_memory
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import Embedding, Linear, TiedLinear
 from minitorch_peft.peft import LoraConfig, get_peft_model
@@ -23,6 +25,8 @@ from minitorch_peft.quant import (
     quantize_model,
     quantized_layers,
 )
+from minitorch_peft.training import TrainConfig, Trainer
+from minitorch_peft.training.fingerprint import fingerprint
 
 IDS = np.arange(12).reshape(2, 6)
 
@@ -125,8 +129,12 @@ def test_preparing_for_training():
 # -- settings --------------------------------------------------------------------------------------------------------
 def test_settings_survive_json_and_say_what_is_wrong():
     config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["lm_head", "q_proj"])
-    assert BitsAndBytesConfig.from_dict(config.to_dict()) == config and config.skip == ("lm_head", "q_proj")
-    assert QLORA.bnb_4bit_quant_type == "nf4" and QLORA.bnb_4bit_use_double_quant and QLORA.skip == ("lm_head",)
+    assert BitsAndBytesConfig.from_dict(config.to_dict()) == config
+    assert config.arguments()["skip"] == ("lm_head", "q_proj")
+    assert QLORA.bnb_4bit_quant_type == "nf4" and QLORA.bnb_4bit_use_double_quant
+    assert QLORA.arguments() == {"quant_type": "nf4", "compress_statistics": True, "skip": ("lm_head",)}
+    with pytest.raises(ValueError, match="must be a list of names, got 'lm_head'"):
+        BitsAndBytesConfig(llm_int8_skip_modules="lm_head")
     with pytest.raises(ValueError, match="must be 'nf4' or 'fp4', got 'int4'"):
         BitsAndBytesConfig(bnb_4bit_quant_type="int4")
     with pytest.raises(ValueError, match="bnb_4bit_compute_dtype must be one of float32"):
@@ -143,3 +151,32 @@ def test_the_names_and_defaults_are_those_of_transformers():
 
     theirs, ours = transformers.BitsAndBytesConfig(load_in_4bit=True).to_dict(), BitsAndBytesConfig(load_in_4bit=True)
     assert {key: theirs[key] for key in ours.to_dict()} == ours.to_dict()
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+def test_a_run_knows_its_four_bits():
+    """A run is not resumed on a base that was quantized otherwise: the frozen bytes are part of what it is."""
+
+    def found(**how):
+        p = get_peft_model(quantize_model(gpt(), **how), LoraConfig(r=1))
+        return fingerprint(p, TrainConfig(steps=2, lr=0.1), lambda i: {"input_ids": IDS})["model"]["frozen weights"]
+
+    assert found() == found() != found(compress_statistics=False)
+
+
+def test_peak_memory_of_a_step_holds_no_dense_copy():
+    """One step of QLoRA needs as much less than one of LoRA as the base is smaller, but for the tiles."""
+
+    def peak(quantized):
+        def prepare():
+            model = gpt(n_embd=256, n_layer=2, n_head=4)
+            model = get_peft_model(quantize_model(model) if quantized else model, LoraConfig(r=1))
+            return Trainer(model, lambda i: {"input_ids": IDS, "labels": IDS}, TrainConfig(steps=9, lr=0.1)).step
+
+        prepare()()  # compiled
+        return peak_memory(prepare)
+
+    dense, packed = gpt(n_embd=256), quantize_model(gpt(n_embd=256))
+    saved = dense.get_memory_footprint() - packed.get_memory_footprint()
+    tiles = numba.get_num_threads() * (512 << 10)
+    assert saved > 5 << 20 and peak(False) - peak(True) > saved - tiles
