@@ -13,7 +13,8 @@ unfused (x A.T, its product with B.T, a scaled sum)  9 U                     11 
 
 Forward, the pass of its own reads x once more (U) whatever the rank. In the loop x is not read again, but x A.T is
 computed again for every column of tiles: rank / BN more work. The two cross at a rank of BN / 16: 16 on sm_90, whose
-tiles are 256 columns wide, 8 on sm_80, where 128 fit the registers (with 256 the second accumulator spills).
+tiles are 256 columns wide, 8 on sm_80, where 128 fit the registers (with 256 the second accumulator spills); half of
+that in float32.
 Backward: one pass over g for d(xa) = s g B and dB (and a tenth of one for their parts), one over x for dA, and
 dx = g W + d(xa) A by the forward's kernel: g read, dx written. x A.T is kept, M r numbers, never computed again; B A is
 never formed; a frozen weight has no gradient.
@@ -26,7 +27,7 @@ import math
 from typing import Any
 
 from ..device import cuda
-from ..tiles.arrays import INTERPRETED, new, resident, stand_ins
+from ..tiles.arrays import INTERPRETED, dtype_name, new, resident, stand_ins
 from ..tiles.product import product
 from .reference import check_backward, check_forward
 from .triton_backward import a_gradients, column_sums, low_gradients
@@ -40,7 +41,7 @@ __all__ = ["AOT", "lora_linear_backward", "lora_linear_forward"]
 def lora_linear_forward(x: Any, weight: Any, bias: Any, lora_a: Any, lora_b: Any, scaling: float) -> tuple[Any, Any]:
     """See the reference; NumPy arrays, or arrays of a device in float32, float16 or bfloat16."""
     check_forward(*stand_ins(x, weight, bias, lora_a, lora_b))
-    if in_loop_pays(lora_a.shape[0], weight.shape[0], capability()):
+    if in_loop_pays(lora_a.shape[0], weight.shape[0], widest_tile(x)):
         return in_loop(x, weight, bias, lora_a, lora_b, scaling)
     return forward_after(down(x, (lora_a,))[0], x, weight, bias, lora_b, scaling)
 
@@ -79,16 +80,19 @@ def lora_linear_backward(
     return dx, dweight, dbias, da, db if needs[4] else None
 
 
-def in_loop_pays(rank: int, columns: int, capability: tuple[int, int]) -> bool:
-    """Whether x A.T is cheaper inside the loop of the product than in a pass of its own over x.
+def in_loop_pays(rank: int, columns: int, widest: int) -> bool:
+    """Whether x A.T is cheaper in the loop of the product, whose tiles have ``widest`` columns, than in its own pass.
 
-    >>> in_loop_pays(16, 4096, (9, 0)), in_loop_pays(17, 4096, (9, 0)), in_loop_pays(16, 4096, (8, 0))
-    (True, False, False)
-    >>> in_loop_pays(16, 128, (9, 0)), in_loop_pays(8, 128, (8, 0))
-    (False, True)
+    >>> in_loop_pays(16, 4096, 256), in_loop_pays(17, 4096, 256), in_loop_pays(16, 4096, 128), in_loop_pays(8, 128, 256)
+    (True, False, False, True)
     """
-    tile = min(columns, 256 if capability[0] == 9 else 128)
-    return rank <= tile // 16
+    return rank <= min(columns, widest) // 16
+
+
+def widest_tile(x: Any) -> int:
+    """Columns of the widest tile of which no register spills, on this device, with x A.T beside it."""
+    h100 = capability() >= (9, 0)
+    return (128 if h100 else 64) if dtype_name(x) == "float32" else (256 if h100 else 128)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ LEAST = size(256, 32)
 @tuned(
     config(4, 3, BM=64),
     config(8, 3, BM=128),
-    config(4, 4, BM=32),
+    config(8, 3, BM=32),  # float32 as three products: the largest without spills
     key=["M", "N", "rank", "parts", "PRECISION"],
 )
 @triton.jit
