@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from minitorch_peft.course.expect import Failed, Mismatch, close, equal, require, vjp
+from minitorch_peft.course import measure
+from minitorch_peft.course.expect import Failed, Mismatch, close, equal, held, require, vjp
 
 X = np.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.5]])
 SQUARE = np.array([[1.0, 2.0], [3.0, 4.5]])
@@ -67,6 +70,21 @@ def test_bits_count_where_they_should():
         equal(np.array([-0.0]), np.array([0.0]), "x")
     with pytest.raises(Mismatch):
         equal(1.0, 1, "x")
+
+
+def test_memory_is_what_is_held_at_once():
+    megabyte = measure.traced(lambda: np.ones(1 << 20, np.uint8).sum())
+    assert held(megabyte, 2 << 20, "{} bytes", "why") == 1 << 20
+    with pytest.raises(Mismatch, match=r"^1,[01]\d\d,\d{3} bytes$") as error:
+        held(megabyte, 1 << 20, "{} bytes", "why")
+    assert error.value.because == "why"
+
+
+@pytest.mark.parametrize("tamper", ["stop", "clear_traces", "reset_peak"])
+def test_who_tampers_with_the_trace_is_told(tamper):
+    found = measure.traced(getattr(tracemalloc, tamper))
+    with pytest.raises(Mismatch, match="measuring of memory was interrupted"):
+        held(found, 1 << 30, "{}", "")
 
 
 def test_vjp_is_exact():
