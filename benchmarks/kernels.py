@@ -50,6 +50,7 @@ class Row:
     bound: str
     share: float
     """Of the time that the bound allows, this fraction was reached (above 1: the arrays lie in a cache)."""
+    share_goal: float | None
     peers: list[dict] = field(default_factory=list)
 
 
@@ -141,7 +142,7 @@ def compare(
     allowed = {"copy": size / rates["copy"], "product": flops / rates["product"]}
     bound = max(allowed, key=allowed.__getitem__)
     best = shortest(ours)
-    row = Row(case.name, 1e3 * ours.seconds, 1e3 * best, size, flops, bound, allowed[bound] / best)
+    row = Row(case.name, 1e3 * ours.seconds, 1e3 * best, size, flops, bound, allowed[bound] / best, case.share_goal)
     for peer in peers:
         value, low, high = contest.ratio(peer, ours)
         facts = {"peer": peer.name, "ms": 1e3 * peer.seconds, "ratio": value, "low": low, "high": high}
@@ -159,11 +160,19 @@ def print_row(row: Row) -> None:
         if row.bound == "copy"
         else f"{row.flops / row.best_ms / 1e6:.1f} GF/s"
     )
-    print(f"{row.case:38s} ours {row.ours_ms:10.3f} ms   {rate} at best, {row.share:.0%} of the {row.bound} rate")
+    share = f"{row.share:.2f} of the {row.bound} rate{verdict(row.share, row.share_goal)}"
+    print(f"{row.case:38s} ours {row.ours_ms:10.3f} ms   {rate} at best, {share}")
     for p in row.peers:
-        goal = "" if p["goal"] is None else f"  goal {p['goal']:g} {'reached' if p['ratio'] >= p['goal'] else 'MISSED'}"
         ratio = f"ratio {p['ratio']:6.2f} ({p['low']:.2f} to {p['high']:.2f}), best {p['best']:.2f}"
-        print(f"    {p['peer']:34s} {p['ms']:14.3f} ms   {ratio}{goal}", flush=True)
+        print(f"    {p['peer']:34s} {p['ms']:14.3f} ms   {ratio}{verdict(p['ratio'], p['goal'])}", flush=True)
+
+
+def verdict(value: float, goal: float | None) -> str:
+    """
+    >>> verdict(1.3, 1.2), verdict(1.1, 1.2), verdict(1.1, None)
+    ('  goal 1.2 reached', '  goal 1.2 MISSED', '')
+    """
+    return "" if goal is None else f"  goal {goal:g} {'reached' if value >= goal else 'MISSED'}"
 
 
 if __name__ == "__main__":

@@ -113,14 +113,14 @@ def climb(kernel: str, rungs: tuple[Rung, ...], size: str | None, seconds: float
 
 
 def verdict(kernel: str, rung: Rung, args: tuple) -> tuple[str, str]:
-    """("right", ""), or ("WRONG" or "not timed", why)."""
+    """("right", ""), or why a version is not timed, under "WRONG", "right, not timed" or "not run"."""
     try:
         wrong = first_disagreement(kernel, rung.function, DRAWS)
         if rung.name == "triton":
-            return ("WRONG", wrong) if wrong else ("not timed", "python -m benchmarks.gpu does that on a GPU")
+            return ("WRONG", wrong) if wrong else ("right, not timed", "python -m benchmarks.gpu times it on a GPU")
         wrong = wrong or disagreement(kernel, rung.function, args, tolerance=1e-4)
     except (RuntimeError, ImportError) as error:
-        return "not timed", str(error)
+        return "not run", str(error)
     return ("WRONG", wrong) if wrong else ("right", "")
 
 
