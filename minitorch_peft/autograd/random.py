@@ -1,7 +1,7 @@
 """Random numbers that depend on names, not on the order of calls.
 
 Every draw comes from a counter-based generator (Philox) keyed by a hash of the seed and of where the numbers are
-used, such as ``generator(seed, "init", "blocks.0.attn.q_proj.weight")`` or ``generator(seed, "dropout", site,
+used, such as ``generator(seed, "init", "blocks.0.attn.q_proj.weight")`` or ``counter_seed(seed, "dropout", site,
 step)``. Adding a parameter, resuming a run, or recomputing a block therefore changes no other number.
 """
 
