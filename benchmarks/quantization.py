@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from minitorch_peft.analysis import quantization, quantization_picture
 from minitorch_peft.analysis.comparison import Comparison
@@ -46,8 +47,13 @@ def main(argv: list[str] | None = None) -> None:
     print_adapted(comparison.base_bits(), adapted)
     options.results.mkdir(parents=True, exist_ok=True)
     quantization_picture.draw(errors, models, adapted, options.results / "quantization.png")
-    table = {"errors": errors, "models": models, "adapted": [row.to_dict() for row in adapted], "plan": plan.to_dict()}
+    table = {"errors": errors, "models": models, "adapted": [quality(row) for row in adapted], "plan": plan.to_dict()}
     (options.results / "quantization.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+def quality(row: Row) -> dict[str, Any]:
+    """Without the time of a step, which is the comparison's to tell."""
+    return {key: value for key, value in row.to_dict().items() if key != "seconds_per_step"}
 
 
 def print_errors(errors: list[dict]) -> None:
