@@ -57,6 +57,7 @@ def _forward(parts, blas, x, packed, absmax, nested_map, nested_absmax, offset, 
 def forward(
     x: np.ndarray, q: Quantized, bias: np.ndarray | None, lora_a: np.ndarray, lora_b: np.ndarray, scaling: float
 ) -> tuple[np.ndarray, np.ndarray]:
+    """y (..., N) and xa (..., r); rank 0 is the layer alone."""
     rows, (n, k), rank = rows_of(x), q.shape, len(lora_a)
     y, xa = np.empty((len(rows), n), np.float32), np.empty((len(rows), rank), np.float32)
     bias = NO_VECTOR if bias is None else np.ascontiguousarray(bias)

@@ -128,9 +128,12 @@ def _full(name: str, family: Family) -> str:
     return name if name.startswith((family.prefix, "lm_head.")) else family.prefix + name
 
 
-def _drop_tied_head(given: dict[str, np.ndarray], embedding: str, path: str | Path) -> None:
+def _drop_tied_head(given: dict[str, Any], embedding: str, path: str | Path) -> None:
     """Some files hold the shared weight twice."""
     head = given.pop("lm_head.weight", None)
+    if isinstance(head, Quantized):
+        problem = f"lm_head.weight is in four bits, though {CONFIG} ties it to the embedding"
+        raise FileFormatError(path, problem, f"set tie_word_embeddings to false in {CONFIG}")
     if head is not None and embedding in given and not np.array_equal(head, given[embedding]):
         problem = f"lm_head.weight differs from {embedding} though {CONFIG} ties them"
         raise FileFormatError(path, problem, f"set tie_word_embeddings to false in {CONFIG}")

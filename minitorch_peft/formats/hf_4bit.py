@@ -62,7 +62,12 @@ def _known(name: str, q: Quantized) -> Quantized:
 
 
 def split_packed(row: Row, q: Quantized, shape: tuple[int, ...], path: str | Path) -> list[Quantized]:
-    """A file's weight to ours; bitsandbytes stores it (out, in), also where the dense one is turned."""
+    """A file's weight to ours; bitsandbytes stores it (out, in), also where the dense one is turned.
+
+    FileFormatError for a weight that only a linear layer can have in four bits, and for another shape.
+    """
+    if len(shape) != 2 or row.ours[0].startswith("embed."):
+        raise FileFormatError(path, f"{row.theirs} is in four bits, which only linear layers can be here", DENSE)
     logical = shape[::-1] if row.transposed else shape
     if q.shape != logical:
         problem = f"{row.theirs} is a 4-bit tensor of shape {q.shape}, the config makes it {logical}"

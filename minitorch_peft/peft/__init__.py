@@ -5,6 +5,7 @@ from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
 from minitorch_peft.peft.parameter import BitFitConfig, FullConfig, LoraConfig, PartialConfig
 from minitorch_peft.peft.registry import METHODS
+from minitorch_peft.quant import prepare_model_for_kbit_training
 
 __all__ = [
     "METHODS",
@@ -16,4 +17,5 @@ __all__ = [
     "PeftConfig",
     "PeftModel",
     "get_peft_model",
+    "prepare_model_for_kbit_training",
 ]

@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from minitorch_peft.kernels.four_bit.reference import quantize_4bit
 
+from minitorch_peft.formats.bitsandbytes import to_tensors
 from minitorch_peft.formats.files import FileFormatError, read_arrays, read_json, write_arrays
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.models.pretrained import save_embedded
@@ -182,6 +184,20 @@ def test_config_and_weights_that_disagree(saved, tmp_path):
 def test_damaged_weights(saved, change, message):
     edit_tensors(saved, change)
     refused(saved, message)
+
+
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight"])
+def test_only_linear_layers_can_be_in_four_bits(saved, name):
+    def pack(arrays):
+        arrays |= to_tensors(name, quantize_4bit(arrays.pop(name)))
+
+    edit_tensors(saved, pack)
+    refused(saved, f"{name} is in four bits, which only linear layers can be here")
+
+
+def test_a_head_in_four_bits_is_not_the_embedding(saved):
+    edit_tensors(saved, lambda a: a.update(to_tensors("lm_head.weight", quantize_4bit(a["transformer.wte.weight"]))))
+    refused(saved, "lm_head.weight is in four bits, though config.json ties it to the embedding")
 
 
 def test_a_weight_of_another_shape(saved, tmp_path):

@@ -13,12 +13,12 @@ import pytest
 
 from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.formats.files import read_arrays
-from minitorch_peft.models import GPT
+from minitorch_peft.models import GPT, BitsAndBytesConfig
 from minitorch_peft.nn import Linear4bit
 from minitorch_peft.optim import AdamW
-from minitorch_peft.peft import LoraConfig, PeftModel, get_peft_model
+from minitorch_peft.peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from minitorch_peft.peft.interop import hf_modules
-from minitorch_peft.quant import QLORA, BitsAndBytesConfig, prepare_model_for_kbit_training
+from minitorch_peft.quant import QLORA
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 IDS = np.random.default_rng(4).integers(0, 64, (3, 9))
