@@ -88,7 +88,7 @@ for height, (name, colour) in enumerate((("nf4", "tab:blue"), ("fp4", "tab:orang
         markeredgewidth=2,
         label=name,
     )
-ax.set(xlabel="value", yticks=[], ylim=(-0.4, 2), title="Where the codes are, and where the weights are")
+ax.set(xlabel="value", yticks=[], ylim=(-0.4, 1.6), title="Where the codes are, and where the weights are")
 ax.legend(fontsize=8, loc="upper center", ncols=4)
 plt.tight_layout()
 plt.show()
