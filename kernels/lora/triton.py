@@ -5,7 +5,7 @@ With U = M d elements, one pass over an activation (33.6 MB in bfloat16 for M = 
 ===================================================  ======================  ==========================
 passes over activations                              forward                 backward
 ===================================================  ======================  ==========================
-this file, x A.T in a pass of its own                3 U                     4.1 U
+this file, x A.T in a pass of its own                3 U                     4.7 U
 this file, x A.T in the loop of the product          2 U                     the same
 a linear layer without LoRA, frozen                  2 U                     2 U
 unfused (x A.T, its product with B.T, a scaled sum)  9 U                     11 U
@@ -15,9 +15,10 @@ Forward, the pass of its own reads x once more (U) whatever the rank. In the loo
 computed again for every column of tiles: rank / BN more work. The two cross at a rank of BN / 16: 16 on sm_90, whose
 tiles are 256 columns wide, 8 on sm_80, where 128 fit the registers (with 256 the second accumulator spills); half of
 that in float32.
-Backward: one pass over g for d(xa) = s g B and dB (and a tenth of one for their parts), one over x for dA, and
-dx = g W + d(xa) A by the forward's kernel: g read, dx written. x A.T is kept, M r numbers, never computed again; B A is
-never formed; a frozen weight has no gradient.
+Backward: one pass over g for d(xa) = s g B and dB, one over x for dA, and dx = g W + d(xa) A by the forward's kernel:
+g read, dx written. The float32 parts of the sums are written and read: 0.7 U for r = 16, the price of the same bits on
+every run (atomic additions would save it); they fit the second-level cache. x A.T is kept, M r numbers, never computed
+again; B A is never formed; a frozen weight has no gradient.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def low_gradients(grad: Any, xa: Any, lora_b: Any, scaling: float) -> tuple[Any,
 
     A program holds a strip of columns and walks down some of the rows: every tile of g serves both products. What it
     knows of d(xa) is a part of the sum over N, what it knows of dB a part of the sum over rows; both are written as
-    float32 parts: (N / 128) M r + S N r numbers, a tenth of g for r = 16 and M = N = 4096. Two passes would read g
-    twice; atomic additions instead of parts would give other bits on every run.
+    float32 parts: (N / 128) M r + S N r numbers, 10.7 MB for r = 16, M = N = 4096 and S = 9, a third of g, written
+    and read once. Two passes would read g (33.6 MB) twice; atomic additions would give other bits on every run.
     """
     n, rank = lora_b.shape
     m, strips, block = math.prod(grad.shape[:-1]), triton.cdiv(n, STRIP), rank_block(rank)
