@@ -309,3 +309,18 @@ def test_bad_arguments_are_refused(interpret):
         module, _, name = function.rpartition(".")
         with pytest.raises(error, match=message):
             interpret(module, name, *args)
+
+
+def test_the_precision_of_float32_products_is_stated_and_switched():
+    from minitorch_peft.kernels.tiles.host import arithmetic, use_precision
+
+    x = np.zeros(1, np.float32)
+    assert arithmetic(x)["PRECISION"] == "tf32x3"
+    with use_precision("tf32"):
+        assert arithmetic(x)["PRECISION"] == "tf32"
+    assert arithmetic(x)["PRECISION"] == "tf32x3"
+    with (
+        pytest.raises(ValueError, match="unknown precision 'tf64'; expected one of ieee, tf32x3, tf32"),
+        use_precision("tf64"),
+    ):
+        pass
