@@ -31,6 +31,13 @@ import benchmarks
 sys.path.pop()
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+KEEP_BUFFERS = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+"""Settings with which the C library keeps freed buffers, as our kernels ask of it (kernels/memory.py)."""
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -42,6 +49,7 @@ class Contender:
     module: str
     arguments: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    memory: int = 0
 
     def start(self, threads: int) -> None:
         env = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(threads)) | self.environment
@@ -82,7 +90,7 @@ def run(contenders: list[Contender], rounds: int, slice_seconds: float, threads:
                 c.rounds.append(c.ask("time", slice_seconds))
                 time.sleep(0.2)  # let its workers go to sleep before the next one starts
         for c in contenders:
-            c.memory = c.ask("memory")  # type: ignore[attr-defined]
+            c.memory = c.ask("memory")
     finally:
         for c in contenders:
             c.stop()

@@ -22,11 +22,6 @@ from benchmarks import contest
 from benchmarks.kernels_cases import MACHINE, Case, select
 from benchmarks.train_step import machine
 
-KEEP_BUFFERS = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
 MODULES = {
     "ours": "kernels_ours",
     "PyTorch": "kernels_torch",
@@ -78,7 +73,7 @@ def measure(cases: list[Case], options: argparse.Namespace) -> tuple[list[Row], 
     wanted = dict.fromkeys(["ours", *(peer for case in [*MACHINE, *cases] for peer in case.peers)])
     contenders = {name: contest.Contender(name, MODULES[name], []) for name in wanted}
     if "PyTorch, tuned" in contenders:
-        contenders["PyTorch, tuned"].environment = KEEP_BUFFERS
+        contenders["PyTorch, tuned"].environment = contest.KEEP_BUFFERS
     started = []
     try:
         for contender in contenders.values():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.contest import resident_bytes, serve
-from benchmarks.train_step import ALPHA, RANK, RATE, SIZES, VOCABULARY
+from benchmarks.train_step import ALPHA, RANK, RATE, SHAPES, VOCABULARY, WARM_UP
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.optim import AdamW
 from minitorch_peft.peft import LoraConfig, get_peft_model
@@ -17,7 +17,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 
 
 def make_model(size: str) -> GPT:
-    shape = dict(SIZES[size])
+    shape = dict(SHAPES[size])
     shape.pop("batch")
     return GPT(GPTConfig(vocab_size=VOCABULARY, **shape), seed=0)
 
@@ -25,7 +25,7 @@ def make_model(size: str) -> GPT:
 def make_batch(size: str) -> tuple[np.ndarray, np.ndarray]:
     """Random ids and labels (B, T); both models shift the labels by one."""
     rng = np.random.default_rng(0)
-    shape = (SIZES[size]["batch"], SIZES[size]["n_positions"])
+    shape = (SHAPES[size]["batch"], SHAPES[size]["n_positions"])
     return rng.integers(0, VOCABULARY, shape), rng.integers(0, VOCABULARY, shape)
 
 
@@ -48,5 +48,7 @@ def make_step(size: str, method: str) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
+    size, method = sys.argv[1:]
+    make_step(WARM_UP, method)()
     before = resident_bytes()
-    serve(make_step(*sys.argv[1:]), before)
+    serve(make_step(size, method), before)

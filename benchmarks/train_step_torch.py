@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.contest import resident_bytes, serve
-from benchmarks.train_step import ALPHA, RANK, RATE, SIZES, VOCABULARY
+from benchmarks.train_step import ALPHA, RANK, RATE, SHAPES, VOCABULARY, WARM_UP
 
 
 class Attention(nn.Module):
@@ -86,10 +86,10 @@ def with_our_weights(model: GPT, state: dict[str, torch.Tensor], fused: bool) ->
     return model
 
 
-def make_step(size: str, method: str) -> Callable[[], float]:
+def make_step(size: str, method: str, fused_adamw: bool) -> Callable[[], float]:
     from benchmarks.train_step_ours import TARGETS, make_batch, make_model
 
-    shape = {k: v for k, v in SIZES[size].items() if k != "batch"}
+    shape = {k: v for k, v in SHAPES[size].items() if k != "batch"}
     ours = make_model(size)
     state = {name: torch.from_numpy(p.data.copy()) for name, p in ours.named_parameters()}
     model: nn.Module = with_our_weights(GPT(**shape, fused=method == "full"), state, fused=method == "full")
@@ -97,7 +97,7 @@ def make_step(size: str, method: str) -> Callable[[], float]:
         model = with_lora(model, ours, TARGETS)
     ids, labels = (torch.from_numpy(a) for a in make_batch(size))
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01, fused=fused_adamw or None)
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -128,7 +128,7 @@ def with_lora(model: GPT, ours: object, targets: list[str]) -> nn.Module:
 
 if __name__ == "__main__":
     torch.set_num_threads(int(__import__("os").environ["OMP_NUM_THREADS"]))
-    if sys.argv[2] == "lora":
-        import peft  # noqa: F401  (loaded before the baseline is taken, as torch is)
+    size, method, *tuned = sys.argv[1:]
+    make_step(WARM_UP, method, bool(tuned))()
     before = resident_bytes()
-    serve(make_step(*sys.argv[1:]), before)
+    serve(make_step(size, method, bool(tuned)), before)
