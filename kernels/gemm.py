@@ -9,44 +9,19 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .jit import inner
+from .jit import emitted, inner
 
 
-@intrinsic
-def _sgemm(typingctx, address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
-    """BLAS's sgemm on column-major matrices; a, b, c are addresses."""
-    integer, real, pointer = types.int64, types.float32, types.intp
-    signature = types.void(
-        pointer, integer, integer, integer, integer, integer,
-        real, pointer, integer, pointer, integer, real, pointer, integer,
-    )  # fmt: skip
+@emitted
+def _call(typingctx, address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias):
+    integer, real = types.int64, types.float32
+    kinds = (integer,) * 5 + (real,) + (integer,) * 4 + (real,) + (integer,) * 3
+    signature = types.void(types.intp, *kinds)
 
     def codegen(context, builder, signature, args):
-        char_type, int_type, float_type = ir.IntType(8), ir.IntType(32), ir.FloatType()
-
-        def by_reference(value, kind):
-            if kind is not float_type:
-                value = builder.trunc(value, kind)
-            slot = cgutils.alloca_once(builder, kind)
-            builder.store(value, slot)
-            return slot
-
-        def array(value):
-            return builder.inttoptr(value, float_type.as_pointer())
-
-        address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = args
-        actual = [
-            by_reference(trans_a, char_type), by_reference(trans_b, char_type),
-            by_reference(m, int_type), by_reference(n, int_type), by_reference(k, int_type),
-            by_reference(alpha, float_type), array(a), by_reference(lda, int_type),
-            array(b), by_reference(ldb, int_type),
-            by_reference(beta, float_type), array(c), by_reference(ldc, int_type),
-        ]  # fmt: skip
-        function_type = ir.FunctionType(ir.VoidType(), [value.type for value in actual])
-        builder.call(builder.inttoptr(address, function_type.as_pointer()), actual)
+        function_type = ir.FunctionType(ir.VoidType(), [value.type for value in args[1:]])
+        builder.call(builder.inttoptr(args[0], function_type.as_pointer()), args[1:])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -56,14 +31,15 @@ def _sgemm(typingctx, address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb,
 def gemm(blas, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """C (m, n) = alpha * op(A) (m, k) @ op(B) (k, n) + beta * C, all row-major; a, b, c are addresses (``at``).
 
-    ``ld*`` is the distance between two rows in elements. A row-major matrix is a column-major one transposed, and
-    C.T = op(B).T @ op(A).T: hence the swapped operands.
+    ``ld*`` is the distance between two rows in elements.
     """
-    if m > 0 and n > 0:
-        ta = 84 if trans_a else 78  # "T", "N"
-        tb = 84 if trans_b else 78
-        lda, ldb, ldc = max(lda, 1), max(ldb, 1), max(ldc, 1)
-        _sgemm(blas, tb, ta, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)  # type: ignore[call-arg]  # Numba adds the first
+    _call(blas, int(trans_a), int(trans_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, 0)
+
+
+@inner
+def gemm_bias(blas, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, bias, c, ldc):
+    """C (m, n) = alpha * op(A) (m, k) @ op(B) (k, n) + bias (n) in every row."""
+    _call(blas, int(trans_a), int(trans_b), m, n, k, alpha, a, lda, b, ldb, 0.0, c, ldc, bias)
 
 
 @inner

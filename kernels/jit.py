@@ -5,8 +5,8 @@ Three choices make loops over floats fast and keep them honest:
 * ``error_model="numpy"``: Python's check for a division by zero would stop the vectoriser;
 * ``FAST`` lets the compiler reorder sums and fuse multiply-adds, but not assume that NaN and infinity never happen:
   a NaN in the input comes out as a NaN, so a diverging run is seen;
-* loops stand in small functions without ``prange`` (``inner``); the parallel function only hands a part to each thread.
-  A loop with computed bounds directly inside ``prange`` is not vectorised.
+* loops stand in small functions (``inner``) that do one part of the work; the kernel only has each part done by a
+  thread (``threads.each_part``).
 
 The signature of a kernel is fixed: C-contiguous, and read-only for inputs (which accepts writable arrays as well), so
 nothing is ever compiled twice because an array had another layout. Numba notices when the file of a kernel changes, but
@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numba
 import numpy as np
 from numba import types
+from numba.extending import intrinsic
 
 from . import runtime
 
@@ -57,8 +58,20 @@ _HELPER: dict[str, Any] = {
 inner = numba.njit(fastmath=FAST, **_HELPER)
 """Compile a helper that kernels call: a loop over one row, or the part of the work that one thread does."""
 
+row_loop = numba.njit(fastmath=FAST, forceinline=True, **_HELPER)
+"""Compile a loop over one row: inlined, as a call with a dozen arguments takes as long as a short row."""
+
 exact = numba.njit(fastmath={"contract"}, forceinline=True, **_HELPER)
 """A formula of one element whose order of operations keeps it accurate; always inlined, so that loops vectorise."""
+
+
+def emitted(function: Callable) -> Any:
+    """``numba.extending.intrinsic``: a function that emits LLVM's instructions for a call of it in compiled code.
+
+    Numba adds its first argument, the typing context; to a type checker it is anything, so that it does not ask for it.
+    """
+    return intrinsic(function)
+
 
 NO_VECTOR = np.zeros(0, np.float32)
 """Stands for an absent bias."""
@@ -82,21 +95,29 @@ def span(t, parts, size):
     return t * size // parts, (t + 1) * size // parts
 
 
+@inner
+def share(t, parts, x):
+    """What part ``t`` does of x, along its first axis. (A loop over a range that begins above 0 is not vectorised.)"""
+    return x[t * len(x) // parts : (t + 1) * len(x) // parts]
+
+
 def kernel(*arguments: types.Type) -> Callable[[Callable], Callable]:
     """Compile the decorated function for ``parts`` and these argument types when it is first called.
 
-    Its first argument says into how many parts it cuts its work; a call with one part does not touch other threads.
+    Its first argument says into how many parts it cuts its work, which ``threads.each_part`` shares out (or a loop
+    over ``prange``, which takes longer to compile); a call with one part does not touch other threads.
     """
 
     def decorate(function: Callable) -> Callable:
+        loops = "prange" in function.__code__.co_names
         compiled = None
 
         @functools.wraps(function)
         def call(parts: int, *args: object) -> None:
             nonlocal compiled
             if compiled is None:
-                compiled = _compile(function, (INT, *arguments))
-            if parts > 1:
+                compiled = _compile(function, (INT, *arguments), loops)
+            if parts > 1 or not loops:
                 return compiled(parts, *args)
             threads = numba.get_num_threads()
             numba.set_num_threads(1)
@@ -110,16 +131,43 @@ def kernel(*arguments: types.Type) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _compile(function: Callable, arguments: tuple[types.Type, ...]) -> Callable:
+def _compile(function: Callable, arguments: tuple[types.Type, ...], loops: bool) -> Callable:
     runtime.start()
+    with _cached() as cache:
+        return numba.njit(types.void(*arguments), parallel=loops, cache=cache, **_OPTIONS)(function)
+
+
+def compiled_address(signature: Any, function: Callable) -> int:
+    """Compile a function that compiled code calls by its address; it stays for as long as the process."""
+    with _cached() as cache:
+        compiled: Any = numba.cfunc(signature, cache=cache, **_OPTIONS)(function)
+    _kept.append(compiled)
+    return compiled.address
+
+
+_OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
+_kept: list[Any] = []
+
+
+@contextmanager
+def _cached() -> Iterator[bool]:
+    """Tell Numba where machine code is kept; yield whether there is such a place."""
     root = cache_root()
-    options: dict[str, Any] = {"parallel": True, "cache": root is not None, "fastmath": FAST, "error_model": "numpy"}
     before, _config.CACHE_DIR = _config.CACHE_DIR, str(root / shared_sources()) if root else ""
     try:
         with _announced():
-            return numba.njit(types.void(*arguments), **options)(function)
+            yield root is not None
     finally:
         _config.CACHE_DIR = before
+
+
+def host_has(feature: str) -> bool:
+    """Will code be compiled for a processor with this feature? (NUMBA_CPU_NAME may ask for another than this one.)"""
+    from llvmlite import binding
+
+    if _config.CPU_FEATURES is not None:
+        return f"+{feature}" in _config.CPU_FEATURES.split(",")
+    return _config.CPU_NAME is None and bool(binding.get_host_cpu_features().get(feature))
 
 
 def cache_root() -> Path | None:
@@ -139,7 +187,7 @@ def shared_sources(folder: Path = Path(__file__).parent) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         text = path.read_bytes()
-        if path.name == "jit.py" or b"from .jit import" in text:
+        if path.name == "jit.py" or b"from .jit import" in text or b"from numba" in text:
             digest.update(text)
     return f"kernels-{digest.hexdigest()[:12]}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import exact, inner
+from .jit import exact, row_loop
 
 f32 = np.float32
 _LOG2E = f32(1.4426950408889634)
@@ -16,7 +16,7 @@ _MINUS_INF = f32(-np.inf)
 
 @exact
 def exp32(x):
-    """e**x: x = k ln 2 + r with |r| <= ln 2 / 2; e**r from its Taylor polynomial; 2**k put into the exponent's bits.
+    """e**x: x = k ln 2 + r with |r| <= ln 2 / 2; e**r from a polynomial (4e-9); k is added to the exponent's bits.
 
     Below -87.3 (where 2**k would be denormal) the result is 0, above 88.3 it stays at the largest power; NaN stays NaN.
     """
@@ -24,15 +24,14 @@ def exp32(x):
     clipped = f32(-87.3) if clipped < f32(-87.3) else clipped
     k = np.floor(clipped * _LOG2E + _HALF)
     r = clipped - k * _LN2_HIGH - k * _LN2_LOW
-    p = f32(1 / 5040) * r + f32(1 / 720)
-    p = p * r + f32(1 / 120)
-    p = p * r + f32(1 / 24)
-    p = p * r + f32(1 / 6)
-    p = p * r + _HALF
+    p = f32(0.0013814221) * r + f32(0.0083688991)
+    p = p * r + f32(0.041668404)
+    p = p * r + f32(0.1666652)
+    p = p * r + f32(0.49999994)
     p = p * r + _ONE
     p = p * r + _ONE
-    power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return _ZERO if x < f32(-87.3) else p * power
+    power = np.int32(f32(p).view(np.int32) + (np.int32(k) << np.int32(23))).view(np.float32)
+    return _ZERO if x < f32(-87.3) else power
 
 
 @exact
@@ -40,7 +39,7 @@ def sigmoid32(x):
     return _ONE / (_ONE + exp32(-x))
 
 
-@inner
+@row_loop
 def row_max(row):
     """The largest value; NaN if the row holds one that compares above (or any result then: exp(x - m) is NaN anyway).
 
@@ -55,36 +54,46 @@ def row_max(row):
     return np.int32(best ^ ((best >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-@inner
+@row_loop
 def exp_shifted(row, shift, out):
-    """out[j] = exp(row[j] - shift), where out may be row; return the sum."""
-    total = _ZERO
+    """out[j] = exp(row[j] - shift), where out may be row; return the sum.
+
+    Two loops: one that both writes and adds up would have its sum vectorised or not as the arrays lie in memory.
+    """
     for j in range(row.size):
-        e = exp32(row[j] - shift)
-        out[j] = e
-        total += e
+        out[j] = exp32(row[j] - shift)
+    total = _ZERO
+    for j in range(out.size):
+        total += out[j]
     return total
 
 
-@inner
+@row_loop
 def scale(row, factor):
     for j in range(row.size):
         row[j] *= factor
 
 
-@inner
+@row_loop
+def fill(row, value):
+    """row[:] = value, which Numba does not vectorise."""
+    for j in range(row.size):
+        row[j] = value
+
+
+@row_loop
 def copy(row, out):
     for j in range(row.size):
         out[j] = row[j]
 
 
-@inner
+@row_loop
 def add(total, row):
     for j in range(row.size):
         total[j] += row[j]
 
 
-@inner
+@row_loop
 def dot(a, b):
     total = _ZERO
     for j in range(a.size):
@@ -93,22 +102,30 @@ def dot(a, b):
 
 
 @exact
-def normal_cdf32(x):
-    """Phi(x) = erfc(-x / sqrt 2) / 2, with the small tail's relative accuracy kept (4e-7).
+def bell32(z):
+    """exp(-z**2 / 2) for abs(z) <= 13.2 (so no result is denormal): 2**y with y = k + f; k goes to the exponent."""
+    y = z * z * f32(-0.5 * 1.4426950408889634)
+    k = np.floor(y + _HALF)
+    f = y - k
+    p = f32(0.0013264591) * f + f32(0.0096716192)
+    p = p * f + f32(0.05550735)
+    p = p * f + f32(0.24022241)
+    p = p * f + f32(0.693147)
+    p = p * f + _ONE
+    return np.int32(f32(p).view(np.int32) + (np.int32(k) << np.int32(23))).view(np.float32)
 
-    For z >= 0 and t = 1 / (1 + z / 2): erfc(z) = t exp(P(t) - z**2), where P is a polynomial of degree 8 that
-    interpolates log(erfc(z) exp(z**2) / t) at Chebyshev nodes of z in [0, 10].
+
+@exact
+def mills32(z):
+    """(1 - Phi(z)) exp(z**2 / 2) for 0 <= z <= 13.2, where Phi is the normal distribution function.
+
+    With t = 1 / (1 + 0.265 z) it is t P(t), P of degree 6, to 7e-7 of its value (Mills' ratio, but for a factor).
     """
-    z = abs(x) * f32(0.7071067811865476)
-    t = _ONE / (_ONE + _HALF * z)
-    p = f32(0.08005644)
-    p = p * t - f32(0.562048)
-    p = p * t + f32(1.48908688)
-    p = p * t - f32(1.79754856)
-    p = p * t + f32(0.8628827)
-    p = p * t - f32(0.24035934)
-    p = p * t + f32(0.44026572)
-    p = p * t + f32(0.99284965)
-    p = p * t - f32(1.26518567)
-    tail = _HALF * t * exp32(p - z * z)
-    return tail if x < _ZERO else _ONE - tail
+    t = _ONE / (_ONE + f32(0.265) * z)
+    p = f32(-0.06778702) * t + f32(0.19527298)
+    p = p * t - f32(0.0663626)
+    p = p * t + f32(0.14249296)
+    p = p * t + f32(0.08294681)
+    p = p * t + f32(0.10783672)
+    p = p * t + f32(0.10559984)
+    return p * t

@@ -31,18 +31,21 @@ def shorten_waiting() -> None:
 
 @functools.cache
 def start() -> int:
-    """Prepare the process once; return the address of SciPy's single-precision matrix product.
+    """Prepare the process once; return the address of the matrix product that kernels call.
 
     Raises RuntimeError for an OpenBLAS that is known to give wrong results when several threads call it.
     """
     import scipy.linalg.cython_blas as cython_blas
     import threadpoolctl
 
+    from . import sgemm, threads
+
     blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
     check_blas(blas.info())
     blas.limit(limits=1)
     keep_freed_buffers()
-    return _address(cython_blas.__pyx_capi__["sgemm"])
+    threads.start()
+    return sgemm.start(_address(cython_blas.__pyx_capi__["sgemm"]))
 
 
 def check_blas(libraries: list[dict]) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
-from ..jit import IDS, IN1, IN2, INT, OUT1, OUT2, REAL, inner, kernel, parts, span
+from ..jit import IDS, IN1, IN2, INT, OUT1, OUT2, REAL, inner, kernel, parts, row_loop, span
 from ..math32 import exp32, row_max
+from ..threads import each_part
 from .reference import check_arguments
 
 f32 = np.float32
 
 
-@inner
+@row_loop
 def _sum_exp(row, shift):
     total = f32(0)
     for j in range(row.size):
@@ -22,7 +22,7 @@ def _sum_exp(row, shift):
     return total
 
 
-@inner
+@row_loop
 def _mean(row):
     total = f32(0)
     for j in range(row.size):
@@ -31,8 +31,9 @@ def _mean(row):
 
 
 @inner
-def _losses(logits, target, ignore_index, smoothing, loss, lse):
-    for i in range(len(logits)):
+def _losses(t, parts, logits, target, ignore_index, smoothing, loss, lse):
+    first, last = span(t, parts, len(logits))
+    for i in range(first, last):
         row = logits[i]
         top = row_max(row)
         lse[i] = top + math.log(_sum_exp(row, top))
@@ -45,21 +46,20 @@ def _losses(logits, target, ignore_index, smoothing, loss, lse):
 
 @kernel(IN2, IDS, INT, REAL, OUT1, OUT1)
 def _forward(parts, logits, target, ignore_index, smoothing, loss, lse):
-    for t in prange(parts):
-        a, b = span(t, parts, len(logits))
-        _losses(logits[a:b], target[a:b], ignore_index, smoothing, loss[a:b], lse[a:b])
+    each_part(parts, _losses, (logits, target, ignore_index, smoothing, loss, lse))
 
 
-@inner
+@row_loop
 def _gradient_row(grad, logits, lse, spread, dlogits):
     for j in range(logits.size):
         dlogits[j] = grad * (exp32(logits[j] - lse) - spread)
 
 
 @inner
-def _gradients(grad, logits, target, lse, ignore_index, smoothing, dlogits):
+def _gradients(t, parts, grad, logits, target, lse, ignore_index, smoothing, dlogits):
+    first, last = span(t, parts, len(logits))
     spread = f32(smoothing / max(logits.shape[1], 1))
-    for i in range(len(logits)):
+    for i in range(first, last):
         if target[i] == ignore_index:
             dlogits[i] = 0
         else:
@@ -69,9 +69,7 @@ def _gradients(grad, logits, target, lse, ignore_index, smoothing, dlogits):
 
 @kernel(IN1, IN2, IDS, IN1, INT, REAL, OUT2)
 def _backward(parts, grad, logits, target, lse, ignore_index, smoothing, dlogits):
-    for t in prange(parts):
-        a, b = span(t, parts, len(logits))
-        _gradients(grad[a:b], logits[a:b], target[a:b], lse[a:b], ignore_index, smoothing, dlogits[a:b])
+    each_part(parts, _gradients, (grad, logits, target, lse, ignore_index, smoothing, dlogits))
 
 
 def cross_entropy_forward(

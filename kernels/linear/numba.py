@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .. import runtime
-from ..gemm import at, gemm
+from ..gemm import at, gemm, gemm_bias
 from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, inner, kernel
 from ..layout import rows_of
-from ..products import bias_gradient, block, fill_bias, product_parts, weight_gradient
+from ..products import bias_gradient, block, product_parts, weight_gradient
+from ..threads import each_part
 from .reference import check_backward, check_forward
 
 
@@ -17,15 +17,14 @@ from .reference import check_backward, check_forward
 def _forward_block(t, parts, blas, x, weight, bias, y):
     (rows, k), n = x.shape, weight.shape[0]
     r0, r1, n0, n1 = block(t, parts, rows, n)
-    beta = fill_bias(y, bias, r0, r1, n0, n1)
     inputs, weights, out = at(x, r0 * k), at(weight, n0 * k), at(y, r0 * n + n0)
-    gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, inputs, k, weights, k, beta, out, n)
+    start = at(bias, n0) if bias.size else 0
+    gemm_bias(blas, False, True, r1 - r0, n1 - n0, k, 1.0, inputs, k, weights, k, start, out, n)
 
 
 @kernel(INT, IN2, IN2, IN1, OUT2)
 def _forward(parts, blas, x, weight, bias, y):
-    for t in prange(parts):
-        _forward_block(t, parts, blas, x, weight, bias, y)
+    each_part(parts, _forward_block, (blas, x, weight, bias, y))
 
 
 @inner
@@ -37,15 +36,19 @@ def _input_gradient(t, parts, blas, grad, weight, dx):
     gemm(blas, False, False, r1 - r0, k1 - k0, n, 1.0, g, n, weights, k, 0.0, out, k)
 
 
+@inner
+def _gradients(t, parts, blas, grad, x, weight, needs, dx, dweight, dbias):
+    if needs[0]:
+        _input_gradient(t, parts, blas, grad, weight, dx)
+    if needs[1]:
+        weight_gradient(t, parts, blas, grad, x, dweight)
+    if needs[2]:
+        bias_gradient(t, parts, grad, dbias)
+
+
 @kernel(INT, IN2, IN2, IN2, FLAG, FLAG, FLAG, OUT2, OUT2, OUT1)
 def _backward(parts, blas, grad, x, weight, need_x, need_weight, need_bias, dx, dweight, dbias):
-    for t in prange(parts):
-        if need_x:
-            _input_gradient(t, parts, blas, grad, weight, dx)
-        if need_weight:
-            weight_gradient(t, parts, blas, grad, x, dweight)
-        if need_bias:
-            bias_gradient(t, parts, grad, dbias)
+    each_part(parts, _gradients, (blas, grad, x, weight, (need_x, need_weight, need_bias), dx, dweight, dbias))
 
 
 def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:

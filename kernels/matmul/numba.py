@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from .. import runtime
 from ..gemm import at, gemm
 from ..jit import FLAG, IDS, INT, OUT3, inner, kernel, span
 from ..products import product_parts
+from ..threads import each_part
 from .reference import check_shapes
 
 
@@ -36,12 +36,10 @@ def _row_block(t, parts, blas, k, a, a_ld, a_t, b, b_ld, b_t, out):
 
 @kernel(INT, INT, INT, IDS, INT, FLAG, INT, IDS, INT, FLAG, OUT3)
 def _matmul(parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out):
-    split_rows = out.shape[0] == 1
-    for t in prange(parts):
-        if split_rows:
-            _row_block(t, parts, blas, k, a, a_ld, a_t, b, b_ld, b_t, out)
-        else:
-            _block(t, parts, blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out)
+    if out.shape[0] == 1:
+        each_part(parts, _row_block, (blas, k, a, a_ld, a_t, b, b_ld, b_t, out))
+    else:
+        each_part(parts, _block, (blas, k, a, a_step, a_ld, a_t, b, b_step, b_ld, b_t, out))
 
 
 def _operand(x: np.ndarray, batch: tuple[int, ...]) -> tuple[np.ndarray, tuple]:

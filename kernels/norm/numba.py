@@ -10,90 +10,147 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
-from ..jit import FLAG, IN1, IN2, OUT1, OUT2, REAL, inner, kernel, parts, span
+from ..jit import FLAG, IN1, IN2, OUT1, OUT2, REAL, exact, inner, kernel, parts, row_loop, span
 from ..layout import rows_of
+from ..threads import each_part
 from .reference import check_shapes
 
 f32 = np.float32
+_GROUP = 8
 
 
-@inner
-def _normalise_row(x, weight, bias, eps, centre, y):
-    size = f32(x.size)
-    mean = f32(0)
-    if centre:
-        for j in range(x.size):
-            mean += x[j]
-        mean /= size
+@exact
+def scaled(x, mean, rstd):
+    return (x - mean) * rstd
+
+
+@exact
+def accumulated(total, a, b, c, d, e, f, g, h):
+    return total + a * b + c * d + e * f + g * h
+
+
+@exact
+def input_gradient(grad, x, weight, mean, rstd, level, slope):
+    return rstd * (grad * weight - level - (x - mean) * slope)
+
+
+@row_loop
+def _mean(x, i):
+    total = f32(0)
+    for j in range(x.shape[1]):
+        total += x[i, j]
+    return total / f32(x.shape[1])
+
+
+@row_loop
+def _deviation(x, i, mean, eps):
+    """1 / std of row i."""
     square = f32(0)
-    for j in range(x.size):
-        d = x[j] - mean
+    for j in range(x.shape[1]):
+        d = x[i, j] - mean
         square += d * d
-    rstd = f32(1) / math.sqrt(square / size + eps)
-    for j in range(x.size):
-        y[j] = (x[j] - mean) * rstd * weight[j] + bias[j]
-    return mean, rstd
+    return f32(1) / math.sqrt(square / f32(x.shape[1]) + eps)
+
+
+@row_loop
+def _affine(x, i, weight, bias, mean, rstd, y):
+    for j in range(x.shape[1]):
+        y[i, j] = scaled(x[i, j], mean, rstd) * weight[j] + bias[j]
 
 
 @inner
-def _normalise(x, weight, bias, eps, centre, y, mean, rstd):
-    for i in range(len(x)):
-        mean[i], rstd[i] = _normalise_row(x[i], weight, bias, f32(eps), centre, y[i])
+def _normalise(t, parts, x, weight, bias, eps, centre, y, mean, rstd):
+    start, end = span(t, parts, len(x))
+    for first in range(start, end, _GROUP):
+        last = min(first + _GROUP, end)
+        for i in range(first, last):
+            mean[i] = _mean(x, i) if centre else f32(0)
+        for i in range(first, last):
+            rstd[i] = _deviation(x, i, mean[i], f32(eps))
+        for i in range(first, last):
+            _affine(x, i, weight, bias, mean[i], rstd[i], y)
 
 
 @kernel(IN2, IN1, IN1, REAL, FLAG, OUT2, OUT1, OUT1)
 def _forward(parts, x, weight, bias, eps, centre, y, mean, rstd):
-    for t in prange(parts):
-        a, b = span(t, parts, len(x))
-        _normalise(x[a:b], weight, bias, eps, centre, y[a:b], mean[a:b], rstd[a:b])
+    each_part(parts, _normalise, (x, weight, bias, eps, centre, y, mean, rstd))
 
 
-@inner
-def _input_row(grad, x, weight, mean, rstd, centre, dx):
-    """dx = rstd (d - mean(d) - h mean(d h)), with d = grad weight and h = (x - mean) rstd."""
-    size = f32(x.size)
-    sum_d, sum_dh = f32(0), f32(0)
-    for j in range(x.size):
-        d = grad[j] * weight[j]
+@row_loop
+def _slopes(grad, x, i, weight, mean, rstd, centre):
+    """mean(d) and rstd mean(d h) of row i, with d = grad weight and h = (x - mean) rstd."""
+    size, sum_d, sum_dh = f32(x.shape[1]), f32(0), f32(0)
+    for j in range(x.shape[1]):
+        d = grad[i, j] * weight[j]
         sum_d += d
-        sum_dh += d * (x[j] - mean)
-    mean_d = sum_d / size if centre else f32(0)
-    slope = sum_dh / size * rstd * rstd
-    for j in range(x.size):
-        dx[j] = rstd * (grad[j] * weight[j] - mean_d - (x[j] - mean) * slope)
+        sum_dh += d * (x[i, j] - mean)
+    return sum_d / size if centre else f32(0), sum_dh / size * rstd * rstd
+
+
+@row_loop
+def _input_row(grad, x, i, weight, mean, rstd, level, slope, dx):
+    """dx = rstd (d - mean(d) - h mean(d h))."""
+    for j in range(x.shape[1]):
+        dx[i, j] = input_gradient(grad[i, j], x[i, j], weight[j], mean, rstd, level, slope)
+
+
+@row_loop
+def _parameter_row(grad, x, i, mean, rstd, t, dweight, dbias):
+    for j in range(x.shape[1]):
+        dweight[t, j] = grad[i, j] * scaled(x[i, j], mean, rstd) + dweight[t, j]
+        dbias[t, j] += grad[i, j]
+
+
+@row_loop
+def _parameter_rows(grad, x, i, mean, rstd, t, dweight, dbias):
+    """Add what four rows give."""
+    m0, m1, m2, m3 = mean[i], mean[i + 1], mean[i + 2], mean[i + 3]
+    r0, r1, r2, r3 = rstd[i], rstd[i + 1], rstd[i + 2], rstd[i + 3]
+    for j in range(x.shape[1]):
+        g0, g1, g2, g3 = grad[i, j], grad[i + 1, j], grad[i + 2, j], grad[i + 3, j]
+        dweight[t, j] = accumulated(
+            dweight[t, j],
+            g0,
+            scaled(x[i, j], m0, r0),
+            g1,
+            scaled(x[i + 1, j], m1, r1),
+            g2,
+            scaled(x[i + 2, j], m2, r2),
+            g3,
+            scaled(x[i + 3, j], m3, r3),
+        )
+        dbias[t, j] = accumulated(dbias[t, j], g0, f32(1), g1, f32(1), g2, f32(1), g3, f32(1))
 
 
 @inner
-def _input_gradient(grad, x, weight, mean, rstd, centre, dx):
-    for i in range(len(x)):
-        _input_row(grad[i], x[i], weight, mean[i], rstd[i], centre, dx[i])
-
-
-@inner
-def _parameter_row(grad, x, mean, rstd, dweight, dbias):
-    for j in range(x.size):
-        dweight[j] += grad[j] * (x[j] - mean) * rstd
-        dbias[j] += grad[j]
-
-
-@inner
-def _parameter_gradient(grad, x, mean, rstd, dweight, dbias):
-    dweight[:] = 0
-    dbias[:] = 0
-    for i in range(len(x)):
-        _parameter_row(grad[i], x[i], mean[i], rstd[i], dweight, dbias)
+def _gradients(t, parts, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias):
+    """dx of some rows, and what they add to dweight and dbias, while a row is in the cache."""
+    start, end = span(t, parts, len(x))
+    for j in range(dweight.shape[1]):
+        dweight[t, j] = 0
+        dbias[t, j] = 0
+    level, slope = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
+    for first in range(start, end, _GROUP):
+        last = min(first + _GROUP, end)
+        if need_x:
+            for i in range(first, last):
+                level[i - first], slope[i - first] = _slopes(grad, x, i, weight, mean[i], rstd[i], centre)
+            for i in range(first, last):
+                _input_row(grad, x, i, weight, mean[i], rstd[i], level[i - first], slope[i - first], dx)
+        if need_parameters:
+            if last - first == _GROUP:
+                for i in range(first, last, 4):
+                    _parameter_rows(grad, x, i, mean, rstd, t, dweight, dbias)
+            else:
+                for i in range(first, last):
+                    _parameter_row(grad, x, i, mean[i], rstd[i], t, dweight, dbias)
 
 
 @kernel(IN2, IN2, IN1, IN1, IN1, FLAG, FLAG, FLAG, OUT2, OUT2, OUT2)
 def _backward(parts, grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias):
-    for t in prange(parts):
-        a, b = span(t, parts, len(x))
-        if need_x:
-            _input_gradient(grad[a:b], x[a:b], weight, mean[a:b], rstd[a:b], centre, dx[a:b])
-        if need_parameters:
-            _parameter_gradient(grad[a:b], x[a:b], mean[a:b], rstd[a:b], dweight[t], dbias[t])
+    arguments = (grad, x, weight, mean, rstd, centre, need_x, need_parameters, dx, dweight, dbias)
+    each_part(parts, _gradients, arguments)
 
 
 def _run_forward(x, weight, bias, eps, centre):

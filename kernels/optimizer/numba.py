@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
-from ..jit import IN1, OUT1, OUT1_F64, REAL, exact, inner, kernel, parts, span
+from ..jit import IN1, OUT1, OUT1_F64, REAL, exact, inner, kernel, parts, share
+from ..threads import each_part
 from .reference import check_state
 
 f32 = np.float32
@@ -26,7 +26,8 @@ def _moved(p, m, v, keep, root_scale, eps, rate):
 
 
 @inner
-def _update(p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
+def _update(t, parts, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
+    p, g, m, v = share(t, parts, p), share(t, parts, g), share(t, parts, m), share(t, parts, v)
     for i in range(p.size):
         m[i], v[i] = _moments(g[i], m[i], v[i], blend1, beta2, blend2)
         p[i] = _moved(p[i], m[i], v[i], keep, root_scale, eps, rate)
@@ -34,26 +35,21 @@ def _update(p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
 
 @kernel(OUT1, IN1, OUT1, OUT1, REAL, REAL, REAL, REAL, REAL, REAL, REAL)
 def _adamw(parts, p, g, m, v, keep, blend1, beta2, blend2, root_scale, eps, rate):
-    keep, blend1, beta2, blend2 = f32(keep), f32(blend1), f32(beta2), f32(blend2)
-    root_scale, eps, rate = f32(root_scale), f32(eps), f32(rate)
-    for t in prange(parts):
-        a, b = span(t, parts, p.size)
-        _update(p[a:b], g[a:b], m[a:b], v[a:b], keep, blend1, beta2, blend2, root_scale, eps, rate)
+    constants = (f32(keep), f32(blend1), f32(beta2), f32(blend2), f32(root_scale), f32(eps), f32(rate))
+    each_part(parts, _update, (p, g, m, v, *constants))
 
 
 @inner
-def _sum_squares(x):
-    total = 0.0
+def _sum_squares(t, parts, x, sums):
+    x, total = share(t, parts, x), 0.0
     for i in range(x.size):
         total += np.float64(x[i]) * np.float64(x[i])
-    return total
+    sums[t] = total
 
 
 @kernel(IN1, OUT1_F64)
 def _square_norm(parts, x, sums):
-    for t in prange(parts):
-        a, b = span(t, parts, x.size)
-        sums[t] = _sum_squares(x[a:b])
+    each_part(parts, _sum_squares, (x, sums))
 
 
 def adamw_step(

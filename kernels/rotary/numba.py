@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from ..jit import OUT4, REAL, VIEW3, VIEW4, inner, kernel, parts, span
+from ..jit import OUT4, REAL, VIEW3, VIEW4, inner, kernel, parts, row_loop, span
 from ..layout import rows_adjacent
 from ..pointers import row_at
+from ..threads import each_part
 from .reference import angles
 
 f32 = np.float32
 
 
-@inner
+@row_loop
 def _rotate(x, cos, sin, sign, y):
     half = cos.size
     for j in range(half):
@@ -36,8 +36,7 @@ def _positions(t, parts, x, cos, sin, sign, out):
 
 @kernel(VIEW4, VIEW3, VIEW3, REAL, OUT4)
 def _rotary(parts, x, cos, sin, sign, out):
-    for t in prange(parts):
-        _positions(t, parts, x, cos, sin, sign, out)
+    each_part(parts, _positions, (x, cos, sin, sign, out))
 
 
 def _run(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, sign: float) -> np.ndarray:
