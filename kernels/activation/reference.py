@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..checks import same_shape
+from ..checks import same_dtype, same_shape
 
 _TANH_SCALE = math.sqrt(2 / math.pi)
 _TANH_CUBIC = 0.044715
@@ -109,7 +109,8 @@ def _normal_cdf(x: np.ndarray) -> np.ndarray:
 
 
 def check_shapes(inputs: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless all inputs have one shape."""
-    shape = next(iter(inputs.values())).shape
+    """Raise ValueError unless all inputs have one shape, TypeError unless they have one dtype, a floating one."""
+    first = next(iter(inputs.values()))
+    same_dtype("activation", first.dtype, **inputs)
     for name, array in inputs.items():
-        same_shape("activation", name, array, shape)
+        same_shape("activation", name, array, first.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_shape
+from ..checks import same_dtype, same_shape
 
 
 def attention_forward(
@@ -100,7 +100,8 @@ def _sum_groups(gradient: np.ndarray, kv: np.ndarray) -> np.ndarray:
 
 
 def check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
-    """Raise ValueError unless q (B, H, T, D) and k, v (B, Hkv, S, D) fit together."""
+    """Raise ValueError unless q (B, H, T, D) and k, v (B, Hkv, S, D) fit together; TypeError for two dtypes."""
+    same_dtype("attention", q.dtype, k=k, v=v)
     fits = q.ndim == k.ndim == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
     if not fits or q.shape[1] % max(k.shape[1], 1):
         raise ValueError(
@@ -114,6 +115,7 @@ def check_backward(
 ) -> None:
     """Raise ValueError unless grad and out (B, H, T, D) and lse (B, H, T) fit the arguments of the forward pass."""
     check_shapes(q, k, v)
+    same_dtype("attention", q.dtype, grad=grad, out=out, lse=lse)
     same_shape("attention", "grad", grad, q.shape)
     same_shape("attention", "out", out, q.shape)
     same_shape("attention", "lse", lse, q.shape[:3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_shape, whole_numbers
+from ..checks import same_dtype, same_shape, whole_numbers
 
 
 def cross_entropy_forward(
@@ -64,6 +64,7 @@ def check_arguments(
     logits: np.ndarray, target: np.ndarray, ignore_index: int, rows: dict[str, np.ndarray] | None = None
 ) -> None:
     """Raise unless target (R,) holds a class of logits (R, V), or ignore_index, for each row; ``rows`` are (R,) too."""
+    same_dtype("cross_entropy", logits.dtype, **(rows or {}))
     for name, array in (rows or {}).items():
         same_shape("cross_entropy", name, array, logits.shape[:1])
     same_shape("cross_entropy", "target", target, logits.shape[:1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_shape
+from ..checks import same_dtype, same_shape
 from ..layout import rows_of
 
 
@@ -43,7 +43,8 @@ def linear_backward(
 
 
 def check_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> None:
-    """Raise ValueError unless x (..., K), weight (N, K) and bias (N,) or None fit together."""
+    """Raise ValueError unless x (..., K), weight (N, K), bias (N,) or None fit together; TypeError for two dtypes."""
+    same_dtype("linear", x.dtype, weight=weight, bias=bias)
     same_shape("linear", "x", x, (*x.shape[:-1], weight.shape[1]))
     if bias is not None:
         same_shape("linear", "bias", bias, weight.shape[:1])
@@ -52,4 +53,5 @@ def check_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) ->
 def check_backward(grad: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
     """Raise ValueError unless grad (..., N), x (..., K) and weight (N, K) fit together."""
     check_forward(x, weight, None)
+    same_dtype("linear", x.dtype, grad=grad)
     same_shape("linear", "grad", grad, (*x.shape[:-1], weight.shape[0]))

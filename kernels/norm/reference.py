@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_shape
+from ..checks import same_dtype, same_shape
 
 
 def layer_norm_forward(
@@ -115,7 +115,11 @@ def check_shapes(
     grad: np.ndarray | None = None,
     statistics: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Raise ValueError unless, for x (..., C), parameters are (C,) or None, grad (..., C) and statistics (...,)."""
+    """Raise ValueError unless, for x (..., C), parameters are (C,) or None, grad (..., C) and statistics (...,).
+
+    TypeError unless all have the dtype of x.
+    """
+    same_dtype(kernel, x.dtype, grad=grad, **parameters, **(statistics or {}))
     for name, array in parameters.items():
         if array is not None:
             same_shape(kernel, name, array, x.shape[-1:])

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from ..checks import same_dtype
+
 
 def adamw_step(
     param: np.ndarray,
@@ -51,7 +53,8 @@ def square_norm(x: np.ndarray) -> float:
 
 
 def check_state(param: np.ndarray, grad: np.ndarray, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, step: int) -> None:
-    """Raise ValueError unless the four arrays have one shape and the step is at least 1."""
+    """Raise ValueError unless the four arrays have one shape and the step is at least 1; TypeError for two dtypes."""
+    same_dtype("adamw_step", param.dtype, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
     shapes = {
         "param": param.shape,
         "grad": grad.shape,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..checks import same_dtype
+
 
 def rotary_forward(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     """Turn each pair (x_i, x_{i + D/2}) of x (B, H, T, D) by its position's angle.
@@ -32,7 +34,8 @@ def rotary_backward(grad: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.nd
 
 
 def angles(x: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Broadcast a table of cosines or sines to (B, T, D/2), or raise ValueError."""
+    """Broadcast a table of cosines or sines to (B, T, D/2); ValueError for other shapes, TypeError for two dtypes."""
+    same_dtype("rotary", x.dtype, **{"cos or sin": table})
     if x.ndim != 4:
         raise ValueError(f"rotary: expected x (B, H, T, D), got shape {x.shape}")
     b, _, t, d = x.shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_shape
+from ..checks import same_dtype, same_shape
 
 
 def softmax_forward(x: np.ndarray) -> np.ndarray:
@@ -13,6 +13,7 @@ def softmax_forward(x: np.ndarray) -> np.ndarray:
     >>> softmax_forward(np.array([[0.0, 0.0], [1000.0, 0.0]])).tolist()
     [[0.5, 0.5], [1.0, 0.0]]
     """
+    same_dtype("softmax", x.dtype)
     if x.shape[-1] == 0:
         return x.copy()
     # BEGIN SOLUTION(task="1.3a")
@@ -27,6 +28,7 @@ def softmax_backward(grad: np.ndarray, y: np.ndarray) -> np.ndarray:
     >>> softmax_backward(np.array([1.0, 0.0]), np.array([0.5, 0.5])).tolist()
     [0.25, -0.25]
     """
+    same_dtype("softmax", y.dtype, grad=grad)
     same_shape("softmax", "grad", grad, y.shape)
     # BEGIN SOLUTION(task="1.3b")
     return y * (grad - (grad * y).sum(-1, keepdims=True))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minitorch_peft.kernels import get
+from minitorch_peft.kernels import FAMILIES, get
+from minitorch_peft.kernels.examples import SIZES, Draw, examples
 
 FLOAT64 = np.dtype("float64")
 seeds = st.integers(0, 2**32 - 1)
@@ -241,3 +242,34 @@ def test_a_fast_matmul_of_two_dtypes_is_refused():
     """It hands addresses to compiled code: float64 read as float32 would be garbage."""
     with pytest.raises(TypeError, match="float64"):
         get("matmul", np.dtype("float32"))(np.ones((2, 2), np.float32), np.ones((2, 2)))
+
+
+GPT_FAMILIES = (
+    "linear", "norm", "activation", "softmax", "attention", "cross_entropy", "rotary", "optimizer",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", [name for family in GPT_FAMILIES for name in FAMILIES[family][0]])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_of_two_dtypes_are_refused(kernel, dtype):
+    """Whichever of them is the odd one: nothing is converted, and no array is read as what it is not."""
+    args = [
+        a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a
+        for a in examples()[kernel].typical(Draw(0), SIZES["tiny"])
+    ]
+    floating = [i for i, a in enumerate(args) if isinstance(a, np.ndarray) and a.dtype == np.dtype(dtype)]
+    for i in floating[1:]:
+        odd = list(args)
+        odd[i] = args[i].astype("float64" if dtype == "float32" else "float32")
+        with pytest.raises(TypeError, match=r"is float(32|64), expected float(32|64) as the others"):
+            get(kernel, np.dtype(dtype))(*odd)
+
+
+@pytest.mark.parametrize("kernel", ["softmax_forward", "gelu_backward", "layer_norm_forward", "linear_forward"])
+def test_integers_are_no_numbers_to_compute_with(kernel):
+    args = [
+        a.astype(np.int64) if isinstance(a, np.ndarray) else a
+        for a in examples()[kernel].typical(Draw(0), SIZES["tiny"])
+    ]
+    with pytest.raises(TypeError, match="floating-point arrays, got int64"):
+        get(kernel, np.dtype("float32"))(*args)
