@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checks import same_shape
+from ..checks import same_dtype, same_shape
 from ..four_bit.layout import Quantized, check_quantized
 from ..four_bit.reference import dequantize_4bit
 from ..layout import rows_of
@@ -16,7 +16,7 @@ from ..layout import rows_of
 def linear_4bit_forward(x: np.ndarray, q: Quantized, bias: np.ndarray | None = None) -> np.ndarray:
     """y = x W.T + b with W = dequantize_4bit(q), q.shape (N, K): x (..., K), bias (N,) or None; returns (..., N).
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not fit, TypeError unless x and bias have one floating dtype.
 
     >>> from minitorch_peft.kernels.four_bit.reference import quantize_4bit
     >>> q = quantize_4bit(np.array([[1.0, -1.0], [0.0, 1.0]]))
@@ -47,7 +47,8 @@ def lora_linear_4bit_forward(
     """y = x W.T + b + s (x A.T) B.T with W = dequantize_4bit(q); neither W nor B A outlives the call.
 
     x (..., K), q.shape (N, K), bias (N,) or None, lora_a (r, K), lora_b (N, r); returns y (..., N) and
-    xa = x A.T (..., r), which the backward pass needs. Raises ValueError for shapes that do not fit.
+    xa = x A.T (..., r), which the backward pass needs. Raises ValueError for shapes that do not fit, TypeError unless
+    all arrays have one floating dtype.
 
     >>> from minitorch_peft.kernels.four_bit.reference import quantize_4bit
     >>> one = np.ones((1, 1))
@@ -102,24 +103,27 @@ def dense(q: Quantized, like: np.ndarray) -> np.ndarray:
 
 
 def check_forward(x: np.ndarray, q: Quantized, bias: np.ndarray | None) -> None:
-    """Raise ValueError unless x (..., K), q.shape (N, K) and bias (N,) or None fit together."""
+    """Raise ValueError unless x (..., K), q.shape (N, K) and bias (N,) or None fit together; TypeError for dtypes."""
     check_weight(q)
+    same_dtype("linear_4bit", x.dtype, bias=bias)
     same_shape("linear_4bit", "x", x, (*x.shape[:-1], q.shape[1]))
     if bias is not None:
         same_shape("linear_4bit", "bias", bias, q.shape[:1])
 
 
 def check_backward(grad: np.ndarray, q: Quantized) -> None:
-    """Raise ValueError unless grad (..., N) and q.shape (N, K) fit together."""
+    """Raise ValueError unless grad (..., N) and q.shape (N, K) fit together; TypeError unless grad holds floats."""
     check_weight(q)
+    same_dtype("linear_4bit", grad.dtype)
     same_shape("linear_4bit", "grad", grad, (*grad.shape[:-1], q.shape[0]))
 
 
 def check_lora_forward(
     x: np.ndarray, q: Quantized, bias: np.ndarray | None, lora_a: np.ndarray, lora_b: np.ndarray
 ) -> None:
-    """Raise ValueError unless lora_a (r, K) and lora_b (N, r) fit too."""
+    """Raise ValueError unless lora_a (r, K) and lora_b (N, r) fit too; TypeError for dtypes."""
     check_forward(x, q, bias)
+    same_dtype("linear_4bit", x.dtype, lora_a=lora_a, lora_b=lora_b)
     (n, k), rank = q.shape, lora_a.shape[0]
     same_shape("linear_4bit", "lora_a", lora_a, (rank, k))
     same_shape("linear_4bit", "lora_b", lora_b, (n, rank))
@@ -128,8 +132,9 @@ def check_lora_forward(
 def check_lora_backward(
     grad: np.ndarray, x: np.ndarray, xa: np.ndarray, q: Quantized, lora_a: np.ndarray, lora_b: np.ndarray
 ) -> None:
-    """Raise ValueError unless grad (..., N) and xa (..., r) fit the arguments of the forward pass."""
+    """Raise ValueError unless grad (..., N) and xa (..., r) fit the arguments of the forward pass; TypeError for dtypes."""
     check_lora_forward(x, q, None, lora_a, lora_b)
+    same_dtype("linear_4bit", x.dtype, grad=grad, xa=xa)
     same_shape("linear_4bit", "grad", grad, (*x.shape[:-1], q.shape[0]))
     same_shape("linear_4bit", "xa", xa, (*x.shape[:-1], lora_a.shape[0]))
 

@@ -177,3 +177,28 @@ def test_what_does_not_fit(module):
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("kernels", [reference, fast])
+def test_arrays_of_one_floating_dtype_are_asked_for(kernels):
+    q, x, g, a, b = quantize_4bit(normal(4, 6)), normal(2, 6), normal(2, 4), normal(3, 6), normal(4, 3)
+    xa, bias = x @ a.T, normal(4)
+    calls = {
+        "expected floating-point arrays, got int64": (
+            lambda: kernels.linear_4bit_forward(x.astype(int), q),
+            lambda: kernels.linear_4bit_backward(g.astype(int), q),
+            lambda: kernels.lora_linear_4bit_forward(x.astype(int), q, None, a, b, 1.0),
+        ),
+        "bias is float64, expected float32": (
+            lambda: kernels.linear_4bit_forward(x, q, bias.astype(float)),
+            lambda: kernels.lora_linear_4bit_forward(x, q, bias.astype(float), a, b, 1.0),
+        ),
+        "lora_a is float64": (lambda: kernels.lora_linear_4bit_forward(x, q, None, a.astype(float), b, 1.0),),
+        "lora_b is float64": (lambda: kernels.lora_linear_4bit_backward(g, x, xa, q, a, b.astype(float), 1.0),),
+        "grad is float64": (lambda: kernels.lora_linear_4bit_backward(g.astype(float), x, xa, q, a, b, 1.0),),
+        "xa is float64": (lambda: kernels.lora_linear_4bit_backward(g, x, xa.astype(float), q, a, b, 1.0),),
+    }
+    for message, refused in calls.items():
+        for call in refused:
+            with pytest.raises(TypeError, match=f"linear_4bit: {message}"):
+                call()
