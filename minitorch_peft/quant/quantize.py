@@ -41,8 +41,7 @@ def quantize_model(
     """
     if done := quantized_layers(model):
         raise ValueError(f"the model is quantized already ({len(done)} layers): dequantize_model(model) first")
-    if owners := sorted({p.owner for p in model.parameters()} - {"base"}):
-        raise ValueError(f"the model carries adapters ({', '.join(owners)}): quantize the base, then attach them")
+    _refuse_adapters(model, "quantize the base, then attach them")
     layers = {path: m for path, m in model.named_modules() if isinstance(m, Linear)}
     kept = _skipped(list(dict(model.named_modules())), skip)
     chosen = {path: layer for path, layer in layers.items() if path not in kept}
@@ -57,7 +56,11 @@ def quantize_model(
 
 
 def dequantize_model(model: M) -> M:
-    """Put a ``Linear`` of the same values in place of every ``Linear4bit``, in place: the weight it stands for."""
+    """Put a ``Linear`` of the same values in place of every ``Linear4bit``, in place: the weight it stands for.
+
+    Raises ValueError where adapters are attached: the base would train beside them.
+    """
+    _refuse_adapters(model, "detach them (unload() or merge_and_unload()), then dequantize the base")
     dtype = next((p.dtype for p in model.parameters()), np.dtype(np.float32))
     for path, layer in quantized_layers(model).items():
         dense = layer.dense(dtype)
@@ -73,8 +76,9 @@ def prepare_model_for_kbit_training(model: M) -> M:
     ``peft`` also makes the embedding's output require a gradient, without which its recomputation of blocks would cut
     the graph off. Here gradients pass through frozen layers to whatever trains below them, so nothing is to be done.
 
-    Raises ValueError where nothing is in four bits.
+    Raises ValueError where nothing is in four bits, or where adapters are attached, which would be frozen too.
     """
+    _refuse_adapters(model, "prepare the base, then attach them")
     if not quantized_layers(model):
         raise ValueError("nothing in this model is in four bits: quantize_model(model) first")
     model.requires_grad_(False)
@@ -102,6 +106,11 @@ def bits_per_parameter(model: Module) -> float:
         raise ValueError("nothing in this model is in four bits")
     stored = sum(array.nbytes for layer in layers for _, array in layer.named_buffers())
     return 8 * stored / sum(layer.packed_parameters for layer in layers)
+
+
+def _refuse_adapters(model: Module, advice: str) -> None:
+    if owners := sorted({p.owner for p in model.parameters()} - {"base"}):
+        raise ValueError(f"the model carries adapters ({', '.join(owners)}): {advice}")
 
 
 def _skipped(paths: list[str], skip: Iterable[str]) -> set[str]:

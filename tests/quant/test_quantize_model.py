@@ -126,6 +126,17 @@ def test_preparing_for_training():
         prepare_model_for_kbit_training(gpt())
 
 
+@pytest.mark.parametrize("change", [dequantize_model, prepare_model_for_kbit_training])
+def test_a_model_with_adapters_is_neither_dequantized_nor_frozen(change):
+    p = get_peft_model(quantize_model(gpt()), LoraConfig(r=1))
+    before, trains = checksum(p.base_model), [q.requires_grad for q in p.parameters()]
+    for model in (p, p.base_model):
+        with pytest.raises(ValueError, match=r"carries adapters \(default\): (detach them|prepare the base)"):
+            change(model)
+    assert checksum(p.base_model) == before and [q.requires_grad for q in p.parameters()] == trains
+    change(p.unload())
+
+
 # -- settings --------------------------------------------------------------------------------------------------------
 def test_settings_survive_json_and_say_what_is_wrong():
     config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["lm_head", "q_proj"])
