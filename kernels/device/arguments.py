@@ -39,8 +39,8 @@ def on_device(arguments: Sequence[Any]) -> Iterator[list[Any]]:
     """The ``arguments`` as Triton takes them; NumPy arrays that can be written are copied back at the end.
 
     They may stand in tuples. An array that is passed twice is copied once. Raises RuntimeError without a GPU,
-    ValueError where NumPy arrays overlap without being the same (each would get a copy of its own), TypeError for a
-    tensor that is not on the GPU.
+    ValueError where NumPy arrays overlap without being the same (each would get a copy of its own) or a tensor is not
+    contiguous, TypeError for a tensor that is not on the GPU.
     """
     copies: dict[tuple[int, int], tuple[HostArray, DeviceArray]] = {}
     yield [_on_device(argument, copies) for argument in arguments]
@@ -67,10 +67,22 @@ def empty_like(like: Any, shape: Sequence[int], dtype: str) -> Any:
 
 
 def argument(array: Any, dtype: str) -> Any:
-    """``array`` as an argument of a launch whose elements are of ``dtype``: says that uint16 bits are bfloat16."""
+    """``array`` as an argument of a launch whose elements are of ``dtype``: says that uint16 bits are bfloat16.
+
+    Raises ValueError where it is not C-contiguous.
+    """
     if isinstance(array, np.ndarray):
         return HostArray(array, dtype)
-    return array if hasattr(array, "data_ptr") else Borrowed(array, dtype)
+    return refuse_strided(array) if hasattr(array, "data_ptr") else Borrowed(array, dtype)
+
+
+def refuse_strided(argument: Any) -> Any:
+    """``argument``. Raises ValueError for a tensor of torch that is not contiguous: kernels compute addresses from
+    shapes, and would read it in another order."""
+    is_contiguous = getattr(argument, "is_contiguous", None)
+    if is_contiguous is not None and not is_contiguous():
+        raise ValueError(f"tensor of shape {tuple(argument.shape)} is not contiguous; pass its .contiguous()")
+    return argument
 
 
 def _on_device(argument: Any, copies: dict[tuple[int, int], tuple[HostArray, DeviceArray]]) -> Any:
@@ -86,7 +98,7 @@ def _on_device(argument: Any, copies: dict[tuple[int, int], tuple[HostArray, Dev
         raise TypeError("a torch tensor in the host's memory cannot be passed to a kernel; move it with .cuda()")
     if hasattr(argument, "__cuda_array_interface__") and not hasattr(argument, "data_ptr"):
         return Borrowed(argument)
-    return argument
+    return refuse_strided(argument)
 
 
 def _copied(host: HostArray, copies: dict[tuple[int, int], tuple[HostArray, DeviceArray]]) -> DeviceArray:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import on_device
+from .arguments import on_device, refuse_strided
 from .driver import NO_GPU, driver
 from .interpreter import HostArray
 from .triton import triton
@@ -30,8 +30,8 @@ def run(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
 
     kernel: a function under ``@triton.jit``, or ``@triton.autotune`` above that. grid: up to three numbers of programs,
     or a function from the constants to them. args: NumPy arrays (C-contiguous; bfloat16 bits through
-    ``arguments.argument``), device arrays (``DeviceArray``, torch, CuPy), numbers, None, tuples of these. constants:
-    the kernel's constexprs, ``num_warps``, ``num_stages``.
+    ``arguments.argument``), device arrays (``DeviceArray``, torch, CuPy; C-contiguous too), numbers, None, tuples of
+    these. constants: the kernel's constexprs, ``num_warps``, ``num_stages``.
 
     An autotuned kernel is measured over its configurations the first time it meets a new key; not where ``constants``
     name a configuration's entries, not under ``use_configuration``, and not in the interpreter, which takes the first.
@@ -112,4 +112,4 @@ def _host_argument(argument: Any) -> Any:
         return tuple(map(_host_argument, argument))
     if isinstance(argument, np.ndarray):
         return HostArray(argument)
-    return argument.item() if isinstance(argument, np.generic) else argument
+    return argument.item() if isinstance(argument, np.generic) else refuse_strided(argument)

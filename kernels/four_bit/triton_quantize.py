@@ -10,7 +10,7 @@ import numpy as np
 from ..device.compile import Build
 from ..device.triton import tl, triton
 from ..eight_bit.checks import flat_float32, refuse
-from ..tiles.arrays import each, host, new, placed, start
+from ..tiles.arrays import contiguous, each, host, new, placed, start, values
 from ..tiles.host import size
 from .codes import boundaries, order
 from .layout import Quantized, check_format
@@ -53,6 +53,7 @@ def quantize_4bit(x: Any, blocksize: int = 64, quant_type: str = "nf4", compress
     shape, count = tuple(x.shape), math.prod(x.shape)
     if isinstance(x, np.ndarray):
         x = flat_float32("quantize_4bit", x, blocksize)
+    x = contiguous(x)
     packed, absmax = new(x, (count + 1) // 2, dtype="uint8"), new(x, triton.cdiv(count, blocksize), dtype="float32")
     blocks = max(ELEMENTS // blocksize, 1)
     start(
@@ -71,7 +72,7 @@ def quantize_4bit(x: Any, blocksize: int = 64, quant_type: str = "nf4", compress
 def _refuse_nonfinite(x: Any, absmax: np.ndarray, blocksize: int) -> None:
     finite = np.isfinite(absmax)
     if not finite.all():
-        flat = host(x).reshape(-1)
+        flat = values(x).reshape(-1)
         start = int(finite.argmin()) * blocksize
         refuse("quantize_4bit", flat, start + int(np.isfinite(flat[start : start + blocksize]).argmin()), blocksize)
 

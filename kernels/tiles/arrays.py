@@ -21,7 +21,7 @@ def resident(function: Callable) -> Callable:
     """Move the NumPy arrays among the arguments to the device once, and what is returned back; else nothing moves.
 
     Arrays may stand in tuples. Those that are on the device already stay there, as do the results then: they
-    live where the first array lives. In the interpreter NumPy arrays are only made contiguous.
+    live where the first array lives. Strided ones are made contiguous, which is all that happens in the interpreter.
     """
 
     @functools.wraps(function)
@@ -40,7 +40,12 @@ def _moved(value: Any) -> Any:
 
 
 def contiguous(value: Any) -> Any:
-    """A NumPy array in row-major order, a copy only where it has to be; anything else as it is."""
+    """An array of NumPy, torch or CuPy in row-major order, a copy only where it has to be; anything else as it is."""
+    library = type(value).__module__.partition(".")[0]
+    if library == "torch" and hasattr(value, "contiguous"):
+        return value.contiguous()
+    if library == "cupy" and hasattr(value, "strides"):
+        return sys.modules["cupy"].ascontiguousarray(value)
     return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
 
 
@@ -109,6 +114,15 @@ def host(array: Any) -> np.ndarray:
         return array
     library = type(array).__module__.partition(".")[0]
     return array.cpu().numpy() if library == "torch" else array.get() if library == "cupy" else array.numpy()
+
+
+def values(array: Any) -> np.ndarray:
+    """The values of an array of float32, float16 or bfloat16 as float32 in NumPy, which has no bfloat16."""
+    if dtype_name(array) == "bfloat16":
+        if hasattr(array, "float"):
+            return host(array.float())
+        return (host(array).astype(np.uint32) << 16).view(np.float32)
+    return host(array).astype(np.float32, copy=False)
 
 
 def placed(array: np.ndarray, like: Any) -> Any:
