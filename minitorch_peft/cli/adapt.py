@@ -33,6 +33,7 @@ def adapt(
     resume: ResumeFlag = False,
     steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 100,
     lr: Annotated[float | None, typer.Option(help="Peak rate. Default: the method's in compare.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, sgd, adamw_bnb_8bit, paged_adamw_32bit or _8bit.")] = "adamw",
     schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the peak rate.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 16,
@@ -75,7 +76,7 @@ def adapt(
     name = f"{method}-{text.stem if text else corpus}"
     out = out or Path("runs/adapt") / name
     settings = TrainConfig(
-        steps, lr if lr is not None else usual_rate(method), schedule=schedule, warmup=warmup, seed=seed,
+        steps, lr if lr is not None else usual_rate(method), optimizer, schedule=schedule, warmup=warmup, seed=seed,
         eval_every=eval_every, patience=patience, restore_best=True, save_every=eval_every, out=out / "run",
     )  # fmt: skip
     before, base_bytes = measure(model, texts, eval_rows), model.get_memory_footprint()

@@ -6,10 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minitorch_peft.optim import SCHEDULES
+from minitorch_peft.optim import SCHEDULES, SGD, AdamW, AdamW8bit, Optimizer, PagedAdamW, PagedAdamW8bit
 
-OPTIMIZERS = ("adamw", "sgd")
-HARMLESS = ("out", "save_every", "keep", "log_every")
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adamw": AdamW, "sgd": SGD, "adamw_bnb_8bit": AdamW8bit,
+    "paged_adamw_32bit": PagedAdamW, "paged_adamw_8bit": PagedAdamW8bit,
+}  # fmt: skip
+"""What ``optimizer`` names, as in ``transformers``."""
+PAGED = tuple(name for name in OPTIMIZERS if name.startswith("paged"))
+SMALLEST_BUDGET = 64 << 10
+HARMLESS = ("out", "save_every", "keep", "log_every", "optimizer_budget")
 """Settings that change no weight: a run may be resumed with others."""
 _AT_LEAST_0 = (
     "lr", "warmup", "final_lr", "momentum", "weight_decay", "eval_every", "patience", "save_every",
@@ -26,7 +32,8 @@ class TrainConfig:
 
     steps: int
     lr: float = 1e-3
-    optimizer: str = "adamw"
+    optimizer: str = "adamw"  # or another of OPTIMIZERS
+    optimizer_budget: int | None = None  # of a paged one: bytes of memory for its state; None: 256 MiB
     schedule: str = "cosine"
     warmup: int = 0  # steps
     final_lr: float = 0.0  # what the schedule falls to, as a fraction of ``lr``
@@ -62,12 +69,21 @@ class TrainConfig:
             raise ValueError(f"schedule={self.schedule!r}: expected one of {', '.join(SCHEDULES)}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
+        if self.optimizer_budget is not None:
+            self._check_budget(self.optimizer_budget)
         if (self.patience or self.restore_best) and not self.eval_every:
             raise ValueError("patience and restore_best need eval_every: they look at the held-out loss")
         if self.restore_best and self.out is None:
             raise ValueError("restore_best needs out: the best weights are kept on disk, not in memory")
         if self.save_every and self.out is None:
             raise ValueError("save_every needs out, the folder that checkpoints go to")
+
+    def _check_budget(self, budget: int) -> None:
+        if self.optimizer not in PAGED:
+            known = " or ".join(PAGED)
+            raise ValueError(f"optimizer_budget is of a paged optimizer ({known}); {self.optimizer} keeps its state")
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < SMALLEST_BUDGET:
+            raise ValueError(f"optimizer_budget must be whole bytes, at least {SMALLEST_BUDGET}, got {budget!r}")
 
     def factor(self, step: int) -> float:
         """The schedule's fraction of ``lr`` at ``step``, counted from 0."""

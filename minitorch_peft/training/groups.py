@@ -7,8 +7,11 @@ from typing import Any
 
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.nn import Module
-from minitorch_peft.optim import SGD, AdamW, Optimizer, decay_groups, layerwise_groups
-from minitorch_peft.training.config import TrainConfig
+from minitorch_peft.optim import SGD, Optimizer, decay_groups, layerwise_groups
+from minitorch_peft.training.config import OPTIMIZERS, TrainConfig
+
+_PAGES = 16
+"""A budget below 16 MiB is cut into so many pages."""
 
 
 def trainable(model: Module) -> dict[str, Tensor]:
@@ -23,9 +26,19 @@ def make_optimizer(model: Module, config: TrainConfig) -> Optimizer:
     if asked is not None and config.layer_decay != 1:
         raise ValueError("layer_decay cannot be used with a method that sets its own rates (param_groups)")
     groups = layer_groups(model, config) if asked is None else method_groups(model, asked)
-    if config.optimizer == "adamw":
-        return AdamW(groups, config.lr, config.betas, config.eps, config.weight_decay)
-    return SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
+    return OPTIMIZERS[config.optimizer](groups, **options(config))
+
+
+def options(config: TrainConfig) -> dict[str, Any]:
+    """What the optimizer of the config is made with, beside its groups."""
+    made: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if OPTIMIZERS[config.optimizer] is SGD:
+        return made | {"momentum": config.momentum}
+    made |= {"betas": config.betas, "eps": config.eps}
+    if config.optimizer_budget is not None:
+        page_bytes = min(1 << 20, config.optimizer_budget // _PAGES // 64 * 64)
+        made |= {"budget": config.optimizer_budget, "page_bytes": page_bytes}
+    return made
 
 
 def layer_groups(model: Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -63,6 +63,16 @@ def test_a_finished_run_is_not_overwritten_but_resumes(run, tmp_path):
     assert done.code == 3 and "steps: was 2, is 3" in done.error
 
 
+def test_another_optimizer(run, tmp_path):
+    assert run("--steps", 2, "--optimizer", "paged_adamw_32bit").code == 0
+    paged = read_arrays(tmp_path / "out" / "adapter_model.safetensors")
+    done = run("--steps", 2, "--resume")
+    assert done.code == 3 and "optimizer: was paged_adamw_32bit, is adamw" in done.error
+    assert run("--steps", 2, "--out", tmp_path / "plain").code == 0
+    plain = read_arrays(tmp_path / "plain" / "adapter_model.safetensors")
+    assert all(paged[name].tobytes() == plain[name].tobytes() for name in plain)
+
+
 def test_early_stopping(run):
     value = run("--patience", 1, "--steps", 40, "--eval-every", 1, "--lr", 1.0, "--json").json
     assert value["stopped_early"] and value["best_step"] < value["steps"] < 40
@@ -103,6 +113,7 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(base, letters, t
         (["--method", "bitfit", "--set", "target_parameters=q_proj.weight"], ["q_proj.weight"]),
         (["--length", POSITIONS + 1], [f"--length {POSITIONS + 1}", f"{POSITIONS} positions"]),
         (["--schedule", "steep"], ["steep", "linear"]),
+        (["--optimizer", "adam"], ["optimizer='adam'", "paged_adamw_32bit"]),
         (["--lr", "-1"], ["lr must be"]),
         (["--method", "qlora", "--set", "bnb_4bit_quant_type=nf5"], ["bnb_4bit_quant_type must be 'nf4' or 'fp4'"]),
         (["--set", "load_in_4bit=maybe"], ["load_in_4bit=maybe", "true or false"]),

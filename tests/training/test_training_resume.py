@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from training_cases import batch, held_out, new_model, settings, weights
 
+from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import Module
 from minitorch_peft.peft import LoraConfig, get_peft_model
-from minitorch_peft.training import CheckpointError, train
+from minitorch_peft.training import CheckpointError, Trainer, train
 from minitorch_peft.training.checkpoint import CheckpointFolder, read_checkpoint
+from minitorch_peft.training.config import OPTIMIZERS
 
 
 class CrashError(Exception):
@@ -86,6 +88,28 @@ def test_resumed_equals_uninterrupted(make, stops, tmp_path):
 
 def lines(path):
     return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("optimizer", ["paged_adamw_32bit", "paged_adamw_8bit", "adamw_bnb_8bit"])
+def test_the_other_optimizers_train_and_resume(optimizer, tmp_path):
+    """With a budget that holds some of the state; a paged one has the bits of the one in memory, and resumes it."""
+    budget = (64 << 10) if optimizer.startswith("paged") else None
+    plain = {"paged_adamw_32bit": "adamw"}.get(optimizer, "adamw_bnb_8bit")
+    config = settings(optimizer=optimizer, optimizer_budget=budget, save_every=4, out=tmp_path)
+
+    def wide():
+        return GPT(GPTConfig(vocab_size=13, n_positions=16, n_embd=64, n_layer=2, n_head=2), seed=1)
+
+    with pytest.raises(CrashError):
+        run(wide, config, progress=crash_after(6))
+    resumed, result = run(wide, config, resume=True)
+    whole, _ = run(wide, settings(optimizer=plain))
+    assert len(result.losses) == 8 and weights(resumed) == weights(whole)
+    trainer = Trainer(wide(), batch, config)
+    trainer.step()
+    assert type(trainer.optimizer) is OPTIMIZERS[optimizer]
+    if optimizer == "paged_adamw_32bit":
+        assert trainer.optimizer.pages.frames.nbytes <= budget and trainer.optimizer.pages.written
 
 
 def test_nothing_but_the_checkpoint_carries_over(tmp_path):
