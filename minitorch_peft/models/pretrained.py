@@ -71,7 +71,7 @@ def fill(model: GPT, state: Mapping[str, np.ndarray | Quantized]) -> None:
         path = name.removesuffix(".weight")
         model.set(path, Linear4bit(weight, model.get(path).bias))
     arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
-    model.load_state_dict({**dict(model.named_buffers()), **arrays})
+    model.load_state_dict({**dict(model.named_buffers()), **model.named_constants(), **arrays})
 
 
 def save_pretrained(model: GPT, directory: str | Path, format: str | None = None) -> None:

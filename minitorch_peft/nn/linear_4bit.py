@@ -14,6 +14,7 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.kernels import dispatch
 from minitorch_peft.kernels.eight_bit.codes import create_dynamic_map
 from minitorch_peft.kernels.four_bit.layout import Nested, Quantized, check_quantized
+from minitorch_peft.kernels.four_bit.reference import code_table
 from minitorch_peft.nn.leaf import Leaf
 from minitorch_peft.nn.linear import Linear
 from minitorch_peft.nn.module import Parameter
@@ -55,6 +56,10 @@ class Linear4bit(Leaf):
         """A Linear's weight in four bits, and its bias; ``how``: the keywords of ``quantize_4bit``."""
         weight = linear.dense_weight().astype(np.float32, copy=False)
         return cls(dispatch.get("quantize_4bit", weight.dtype)(weight, **how), linear.bias)
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """The sixteen values: the codes of another type would be as good as random."""
+        return {"quant_map": code_table(self.quant_type)}
 
     @property
     def weight(self) -> Quantized:

@@ -77,6 +77,18 @@ class Module:
                 if isinstance(value, np.ndarray):
                     yield (f"{path}.{name}" if path else name), value
 
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """What gives the buffers their meaning: saved beside them, and compared when a state is loaded."""
+        return {}
+
+    def named_constants(self) -> dict[str, np.ndarray]:
+        """Those of this module and of all below it."""
+        return {
+            (f"{path}.{name}" if path else name): array
+            for path, module in self.named_modules()
+            for name, array in module.constants().items()
+        }
+
     def get(self, path: str) -> Any:
         """The sub-module or parameter at a dotted path.
 
@@ -106,13 +118,14 @@ class Module:
 
     # -- state -----------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Name to array, of parameters and buffers; the arrays are the module's own memory, not copies."""
-        return {**{name: p.data for name, p in self.named_parameters()}, **dict(self.named_buffers())}
+        """Name to array, of parameters, buffers and constants; the arrays are the module's own memory, not copies."""
+        parameters = {name: p.data for name, p in self.named_parameters()}
+        return {**parameters, **dict(self.named_buffers()), **self.named_constants()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Copy arrays into the parameters and buffers of the same names. All names and shapes must agree, and the
-        dtypes of buffers, or nothing changes."""
-        own, buffers = self.state_dict(), dict(self.named_buffers())
+        """Copy arrays into the parameters and buffers of the same names. All names and shapes must agree, the
+        dtypes of buffers, and the values of constants, or nothing changes."""
+        own, buffers, constants = self.state_dict(), dict(self.named_buffers()), self.named_constants()
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unexpected:
             raise KeyError(f"state does not fit: missing {missing or 'none'}; unexpected {unexpected or 'none'}")
@@ -121,8 +134,10 @@ class Module:
                 raise ValueError(f"{name!r}: the state has shape {state[name].shape}, the model {array.shape}")
             if name in buffers and state[name].dtype != array.dtype:
                 raise ValueError(f"{name!r}: the state is {state[name].dtype}, the model {array.dtype}")
-        for name, array in own.items():
-            array[...] = state[name]
+            if name in constants and not np.array_equal(state[name], array):
+                raise ValueError(f"{name!r}: the state is of another type than the model's, {state[name]} not {array}")
+        for name in own.keys() - constants.keys():
+            own[name][...] = state[name]
         for p in self.parameters():
             p.version.count += 1
 
@@ -159,7 +174,8 @@ class Module:
 
     def get_memory_footprint(self) -> int:
         """The bytes of its parameters and buffers."""
-        return sum(array.nbytes for array in self.state_dict().values())
+        arrays = (*(p.data for p in self.parameters()), *(array for _, array in self.named_buffers()))
+        return sum(array.nbytes for array in arrays)
 
     def extra_repr(self) -> str:
         return ""

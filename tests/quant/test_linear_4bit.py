@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minitorch_peft.kernels import use_backend
-from minitorch_peft.kernels.four_bit.reference import dequantize_4bit, quantize_4bit
+from minitorch_peft.kernels.four_bit.reference import code_table, dequantize_4bit, quantize_4bit
 
 import minitorch_peft as mp
 import minitorch_peft.functional as F
@@ -57,10 +57,10 @@ def test_no_work_is_done_that_nobody_needs():
 def test_the_weight_is_state_but_not_a_parameter():
     packed = layer(compress_statistics=True)
     assert [name for name, _ in packed.named_parameters()] == ["bias"]
-    assert sorted(packed.state_dict()) == ["absmax", "bias", "nested_absmax", "nested_offset", "packed"]
+    assert sorted(packed.state_dict()) == ["absmax", "bias", "nested_absmax", "nested_offset", "packed", "quant_map"]
     assert packed.num_parameters() == 5 * 48 + 5 and packed.num_parameters(only_trainable=True) == 5
-    assert packed.get_memory_footprint() == sum(a.nbytes for a in packed.state_dict().values()) < 4 * 5 * 48 / 4
-    assert sorted(layer(bias=False).state_dict()) == ["absmax", "packed"]
+    assert packed.get_memory_footprint() == 5 * 4 + sum(a.nbytes for _, a in packed.named_buffers()) < 4 * 5 * 48 / 4
+    assert sorted(layer(bias=False).state_dict()) == ["absmax", "packed", "quant_map"]
 
 
 def test_state_goes_from_one_layer_to_another():
@@ -77,6 +77,19 @@ def test_state_goes_from_one_layer_to_another():
         one.load_state_dict(wrong)
 
 
+@pytest.mark.parametrize("kind", ["fp4", "int4"])
+def test_the_state_of_another_type_is_refused(kind):
+    """Shapes and dtypes are the same; the codes mean something else."""
+    nf4, other = layer(compress_statistics=True), layer(compress_statistics=True, quant_type=kind)
+    before = nf4.packed.tobytes()
+    with pytest.raises(ValueError, match="'quant_map': the state is of another type"):
+        nf4.load_state_dict(other.state_dict())
+    assert nf4.packed.tobytes() == before
+    state = {name: a for name, a in nf4.state_dict().items() if name != "quant_map"}
+    with pytest.raises(KeyError, match=r"missing .*quant_map"):
+        nf4.load_state_dict(state)
+
+
 def test_float32_and_the_reference_agree_in_a_layer():
     packed, x = layer(64, 96), mp.tensor(matrix(7, 96))
     fast = packed(x).data
@@ -90,7 +103,9 @@ def test_dense_and_back():
     assert type(dense) is Linear and dense.bias is packed.bias and not dense.weight.requires_grad
     again = packed.repacked(dense)
     assert repr(again) == repr(packed) == "Linear4bit(30, 7, fp4 in blocks of 32, nested)"
-    assert again.packed.tobytes() == packed.packed.tobytes()
+    table = code_table("fp4")  # compared are the values: the code of -0 becomes that of 0
+    for shift in (0, 4):
+        np.testing.assert_array_equal(table[again.packed >> shift & 15], table[packed.packed >> shift & 15])
     with pytest.raises(RuntimeError, match="stored in four bits"):
         packed.set_dense_weight(dense.dense_weight())
 
