@@ -62,15 +62,15 @@ def adapt(
         minitorch-peft adapt --method partial --set top_layers=2 --text letters.txt --out runs/letters
         minitorch-peft generate --adapter runs/letters --prompt "Dear"
     """
-    from minitorch_peft.cli.loading import check_length, load_base, load_tokenizer
-    from minitorch_peft.cli.settings import config_from
+    from minitorch_peft.cli.loading import check_length, load_base_as, load_tokenizer
+    from minitorch_peft.cli.settings import config_from, stored_settings
     from minitorch_peft.peft import get_peft_model
     from minitorch_peft.quant import bits_per_parameter, quantized_layers
     from minitorch_peft.training import TrainConfig, train
 
     screen = Screen(json)
     config, quantization = config_from(method, setting or [])
-    model = load_base(base, quantization)
+    model, quantization = load_base_as(base, quantization, stored_settings(setting or []))
     check_length(length, model)
     texts = load_texts(corpus, text, load_tokenizer(base, model, tokenizer), batch_size, length)
     name = f"{method}-{text.stem if text else corpus}"

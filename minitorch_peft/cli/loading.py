@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,37 @@ def load_base(name: str, quantization: BitsAndBytesConfig | None = None) -> GPT:
     if quantization is None or not quantization.load_in_4bit or quantized_layers(model):
         return model
     return quantize_model(model, **quantization.arguments())
+
+
+def load_base_as(name: str, quantization: BitsAndBytesConfig, given: Collection[str]) -> tuple[GPT, BitsAndBytesConfig]:
+    """:func:`load_base`, and how it is stored: as asked for, or where it was saved in four bits, as it was.
+
+    ``given`` are the settings that the user named. CommandError where what was saved contradicts one of them, or where
+    they are about four bits and nothing is.
+    """
+    from minitorch_peft.models import GPT
+    from minitorch_peft.quant import quantization_of, quantize_model
+
+    model = GPT.from_pretrained(name)
+    found = quantization_of(model).to_dict()
+    if not found["load_in_4bit"]:
+        if quantization.load_in_4bit:
+            return quantize_model(model, **quantization.arguments()), quantization
+        if useless := sorted(set(given) - {"load_in_4bit"}):
+            problem = (
+                f"{', '.join(useless)}: {name} is not in four bits; add --set load_in_4bit=true, or --method qlora"
+            )
+            raise CommandError(problem, USAGE)
+        return model, quantization
+    found["bnb_4bit_compute_dtype"] = quantization.bnb_4bit_compute_dtype
+    asked = quantization.to_dict()
+    if conflicts := [f"{key}={asked[key]} (it has {found[key]})" for key in sorted(given) if asked[key] != found[key]]:
+        raise CommandError(
+            f"{name} is stored in four bits already, which cannot be changed by {', '.join(conflicts)}: leave the "
+            "setting out, or start from the dense model",
+            USAGE,
+        )
+    return model, type(quantization).from_dict(found)
 
 
 def load_tokenizer(base: str, model: GPT, path: Path | None = None) -> Tokenizer:

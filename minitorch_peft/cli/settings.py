@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from minitorch_peft.analysis.contenders import CONTENDERS, Contender
 from minitorch_peft.cli.errors import USAGE, CommandError
@@ -40,7 +40,19 @@ def config_from(method: str, settings: list[str]) -> tuple[PeftConfig, BitsAndBy
                 f"--set {text}: expected NAME=VALUE with a setting of {method!r}; {has}; for the base: {stored}", USAGE
             )
         values[of][name] = parse(text, value, hints[of][name])
-    return kind.from_dict(values[kind]), BitsAndBytesConfig.from_dict(values[BitsAndBytesConfig])
+    stored = BitsAndBytesConfig.from_dict(values[BitsAndBytesConfig])
+    if start.quantization.load_in_4bit and not stored.load_in_4bit:
+        raise CommandError(
+            f"load_in_4bit=false: {method} is {start.method} on a base in four bits; for a dense base use "
+            f"--method {start.method}",
+            USAGE,
+        )
+    return kind.from_dict(values[kind]), stored
+
+
+def stored_settings(settings: list[str]) -> set[str]:
+    """The names among these NAME=VALUE settings that say how the base is to be stored."""
+    return {text.partition("=")[0] for text in settings} & {f.name for f in fields(BitsAndBytesConfig)}
 
 
 def contender(method: str) -> Contender:
@@ -65,6 +77,15 @@ def parse(text: str, value: str, hint: Any) -> Any:
         raise CommandError(f"--set {text}: expected {kinds[hint]}", USAGE) from None
     if hint in (Pattern, Pattern | None):
         return pattern(value)
+    several = {tuple, list} & {get_origin(kind) for kind in (hint, *get_args(hint))}
+    if several and not value.startswith("["):
+        parts = [plain(part) for part in pattern(value)] if "," in value else [plain(value)]
+        return parts[0] if len(parts) == 1 and not isinstance(parts[0], str) else parts
+    return plain(value)
+
+
+def plain(value: str) -> Any:
+    """JSON where it is some, else the text."""
     try:
         return json.loads(value)
     except json.JSONDecodeError:

@@ -5,6 +5,7 @@ from minitorch_peft.quant.quantize import (
     bits_per_parameter,
     dequantize_model,
     prepare_model_for_kbit_training,
+    quantization_of,
     quantize_model,
     quantized_layers,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "bits_per_parameter",
     "dequantize_model",
     "prepare_model_for_kbit_training",
+    "quantization_of",
     "quantize_model",
     "quantized_layers",
 ]

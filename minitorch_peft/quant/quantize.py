@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from minitorch_peft.nn import Linear, Linear4bit, Module
+from minitorch_peft.quant.config import BitsAndBytesConfig
 
 M = TypeVar("M", bound=Module)
 
@@ -91,6 +92,31 @@ def prepare_model_for_kbit_training(model: M) -> M:
 def quantized_layers(model: Module) -> dict[str, Linear4bit]:
     """Path to layer of those that are in four bits."""
     return {path: m for path, m in model.named_modules() if isinstance(m, Linear4bit)}
+
+
+def quantization_of(model: Module) -> BitsAndBytesConfig:
+    """The settings under which the model's linear layers are stored as they are; ValueError where types are mixed.
+
+    Double quantization is that of any layer: parts of a fused module may have lost it as files were read.
+
+    >>> from minitorch_peft.models import GPT, GPTConfig
+    >>> model = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=1, n_head=4))
+    >>> quantization_of(model).load_in_4bit, quantization_of(quantize_model(model)).bnb_4bit_quant_type
+    (False, 'nf4')
+    """
+    layers = quantized_layers(model)
+    types = sorted({layer.quant_type for layer in layers.values()})
+    if not types:
+        return BitsAndBytesConfig()
+    if len(types) > 1:
+        raise ValueError(f"the model's layers are stored in different types: {', '.join(types)}")
+    dense = [path for path, m in model.named_modules() if isinstance(m, Linear)]
+    usual = "lm_head" not in layers and dense in ([], ["lm_head"])
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=types[0],
+        bnb_4bit_use_double_quant=any(layer.nested_absmax is not None for layer in layers.values()),
+        llm_int8_skip_modules=None if usual else tuple(dense),
+    )  # fmt: skip
 
 
 def bits_per_parameter(model: Module) -> float:

@@ -116,6 +116,11 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(base, letters, t
         (["--optimizer", "adam"], ["optimizer='adam'", "paged_adamw_32bit"]),
         (["--lr", "-1"], ["lr must be"]),
         (["--method", "qlora", "--set", "bnb_4bit_quant_type=nf5"], ["bnb_4bit_quant_type must be 'nf4' or 'fp4'"]),
+        (
+            ["--method", "qlora", "--set", "load_in_4bit=false"],
+            ["qlora is lora on a base in four bits", "--method lora"],
+        ),
+        (["--set", "bnb_4bit_quant_type=fp4"], ["is not in four bits", "--set load_in_4bit=true", "--method qlora"]),
         (["--set", "load_in_4bit=maybe"], ["load_in_4bit=maybe", "true or false"]),
         (["--method", "bitfit", "--set", "load_in_8bit=true"], ["load_in_8bit=true", "for the base: load_in_4bit"]),
     ],
@@ -207,6 +212,14 @@ def test_settings_take_the_type_of_their_field():
     config, stored = config_from("lora", ["r=4", "lora_alpha=8", "target_modules=q_proj", "layers_to_transform=[0, 1]"])
     assert config == LoraConfig(r=4, lora_alpha=8.0, target_modules=["q_proj"], layers_to_transform=[0, 1])
     assert not stored.load_in_4bit
+    assert config_from("lora", ["layers_to_transform=0,1"])[0].layers_to_transform == [0, 1]
+    assert config_from("lora", ["layers_to_transform=1"])[0].layers_to_transform == 1
+    for text, names in (
+        ("q_proj,lm_head", ("q_proj", "lm_head")),
+        ("q_proj", ("q_proj",)),
+        ('["o_proj"]', ("o_proj",)),
+    ):
+        assert config_from("lora", [f"llm_int8_skip_modules={text}"])[1].llm_int8_skip_modules == names
     assert config_from("LORA", ["use_rslora=true"])[0].use_rslora is True
     assert config_from("lora", ["target_modules=.*attn.*"])[0].target_modules == ".*attn.*"
 
@@ -251,11 +264,16 @@ def test_a_base_that_was_saved_in_four_bits(call, base, letters, tmp_path):
     GPT.from_pretrained(base, quantization_config=QLORA).save_pretrained(tmp_path / "packed")
     Tokenizer.shipped().save_pretrained(tmp_path / "packed")
     options = [*adapt_options(tmp_path / "packed", letters), "--out", tmp_path / "out", "--json"]
-    for method in ("lora", "qlora"):
-        done = call(*options, "--method", method)
-        assert done.code == 0 and "in four bits" in done.err
+    for method, *more in (("lora",), ("qlora", "--set", "bnb_4bit_quant_type=nf4")):
+        done = call(*options, "--method", method, *more)
+        assert done.code == 0 and "in four bits" in done.err and done.json["quantization"] == QLORA.to_dict()
         for file in (tmp_path / "out" / "run").iterdir():
             file.unlink()
+    for method, setting in (("qlora", "bnb_4bit_quant_type=fp4"), ("lora", "load_in_4bit=false")):
+        done = call(*options, "--method", method, "--set", setting)
+        assert (
+            done.code == 2 and "stored in four bits already" in done.error and setting.partition("=")[0] in done.error
+        )
     done = call(*options, "--method", "full")
     assert done.code == 2 and "stored in four bits and cannot be trained" in done.error
 

@@ -12,7 +12,7 @@ from minitorch_peft.kernels.four_bit.reference import dequantize_4bit, quantize_
 import minitorch_peft as mp
 from minitorch_peft.analysis.memory import peak_memory
 from minitorch_peft.models import GPT, GPTConfig
-from minitorch_peft.nn import Embedding, Linear, TiedLinear
+from minitorch_peft.nn import Embedding, Linear, Linear4bit, TiedLinear
 from minitorch_peft.peft import LoraConfig, get_peft_model
 from minitorch_peft.peft.inject import packed_sizes
 from minitorch_peft.peft.merge import checksum
@@ -22,6 +22,7 @@ from minitorch_peft.quant import (
     bits_per_parameter,
     dequantize_model,
     prepare_model_for_kbit_training,
+    quantization_of,
     quantize_model,
     quantized_layers,
 )
@@ -135,6 +136,26 @@ def test_a_model_with_adapters_is_neither_dequantized_nor_frozen(change):
             change(model)
     assert checksum(p.base_model) == before and [q.requires_grad for q in p.parameters()] == trains
     change(p.unload())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BitsAndBytesConfig(),
+        QLORA,
+        BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=()),
+        BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=("blocks.0.attn.q_proj", "lm_head")),
+    ],
+)
+def test_how_a_model_is_stored_is_read_from_it(config):
+    model = gpt("llama")
+    if config.load_in_4bit:
+        quantize_model(model, **config.arguments())
+    assert quantization_of(model) == config
+    if config.load_in_4bit:
+        model.blocks[1].attn.q_proj = Linear4bit(quantize_4bit(np.ones((32, 32), np.float32), 64, "int4"))
+        with pytest.raises(ValueError, match=r"stored in different types: (fp4, int4|int4, nf4)"):
+            quantization_of(model)
 
 
 # -- settings --------------------------------------------------------------------------------------------------------
