@@ -1,9 +1,15 @@
-"""Our side of ``benchmarks.gpu``: every Triton kernel on the device, verified against the NumPy reference and timed."""
+"""Our side of ``benchmarks.gpu``: a Triton kernel on the device, verified against the NumPy reference and timed.
+
+As a program (KERNEL ROWS ...) it prints a line of JSON for each row, and waits for a line before it goes on.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -38,8 +44,21 @@ def kernels() -> dict[str, Callable]:
     return found
 
 
-def wrong(kernel: str, function: Callable, rows: int) -> str | None:
-    """How the kernel differs from its reference, or None: drawn arguments in float32, a model's in bfloat16."""
+def measured(kernel: str, function: Callable, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """A row of timings for each number of rows, or up to one that says what is wrong, or what went wrong."""
+    for m in rows[:1] if kernel in OF_THE_WEIGHT_ALONE else rows:
+        try:
+            text = (wrong_on_draws(kernel, function) if m == rows[0] else None) or wrong(kernel, function, m)
+            row = {"kernel": kernel, "rows": m, "wrong": text} if text else timed(kernel, function, m)
+        except Exception as error:  # whatever it is, the rows so far are not to be lost
+            row = {"kernel": kernel, "rows": m, "wrong": f"{type(error).__name__}: {error}"}
+        yield row
+        if "wrong" in row:
+            return
+
+
+def wrong_on_draws(kernel: str, function: Callable) -> str | None:
+    """How the kernel differs from its reference on drawn arguments in float32, each time in another configuration."""
     for seed in range(DRAWS):
         args = examples()[kernel].drawn(Draw(seed))
         with (
@@ -48,6 +67,11 @@ def wrong(kernel: str, function: Callable, rows: int) -> str | None:
         ):  # too large for the device: the tuner skips it too
             if text := disagreement(kernel, function, args):
                 return f"{text} on {described(args)}, configuration {seed}"
+    return None
+
+
+def wrong(kernel: str, function: Callable, rows: int) -> str | None:
+    """How the kernel differs from its reference on a model's arguments, in bfloat16."""
     args = typical(kernel, rows)
     if examples()[kernel].exact:
         return disagreement(kernel, function, args)
@@ -106,3 +130,15 @@ def in_bfloat16(function: Callable) -> Callable:
         return from_bits(value.numpy()) if isinstance(value, DeviceArray) else value
 
     return lambda *args: back(function(*on_device(args)))
+
+
+def main(kernel: str, *rows: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what else is printed must not stand between the rows
+    for row in measured(kernel, kernels()[kernel], [int(m) for m in rows]):
+        print(json.dumps(row), file=answers, flush=True)
+        sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from minitorch_peft.kernels.device.arguments import argument
@@ -265,7 +266,7 @@ def set_too_late() -> dict:
 
 
 def benchmarked() -> dict:
-    """benchmarks.gpu's timing of a function that launches nothing, and its way to bfloat16 and back."""
+    """benchmarks.gpu's timing of a function that launches nothing, its way to bfloat16 and back, its rows."""
     sys.path.append(str(Path(__file__).parents[2]))
     gpu = importlib.import_module("benchmarks.gpu_kernels")
     gpu.typical = lambda kernel, rows: (np.zeros((2, 3), np.float32), None, (np.zeros(2, np.uint8), 0.5))
@@ -275,7 +276,21 @@ def benchmarked() -> dict:
     gpu.DRAWS = 0
     gpu.typical = lambda kernel, rows: (np.linspace(-3, 3, 50, dtype=np.float32),)
     wrong = gpu.wrong("silu_forward", lambda x: DeviceArray.from_numpy(sigmoid_linear(x), "bfloat16"), 1)
-    return {"row": row, "values": values.tolist(), "wrong": wrong}
+    return {"row": row, "values": values.tolist(), "wrong": wrong, **rows_of(gpu)}
+
+
+def rows_of(gpu: ModuleType) -> dict:
+    """A kernel that is wrong from 512 rows on; one that finds no memory from there on."""
+
+    def timed(kernel: str, function: object, rows: int) -> dict:
+        if kernel == "too large" and rows > 16:
+            raise MemoryError("2 GB asked for")
+        return {"us": 1.0}
+
+    gpu.timed = timed
+    gpu.wrong = lambda kernel, function, rows: "is off" if kernel == "wrong" and rows > 16 else None
+    gpu.wrong_on_draws = lambda kernel, function: None
+    return {"rows": [list(gpu.measured(kernel, print, (16, 512, 4096))) for kernel in ("right", "wrong", "too large")]}
 
 
 def sigmoid_linear(x: DeviceArray) -> np.ndarray:

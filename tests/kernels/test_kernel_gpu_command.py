@@ -35,7 +35,7 @@ def test_what_the_mock_does_not_compute_is_wrong_and_not_timed(command, tmp_path
     assert outcome.output.count("WRONG: ") == 2
     stored = json.loads((tmp_path / "gpu.json").read_text())
     assert (stored["machine"]["name"], stored["machine"]["capability"]) == ("Mock GPU", [9, 0])
-    assert [sorted(row) for row in stored["table"]] == [["kernel", "wrong"]] * 2
+    assert [sorted(row) for row in stored["table"]] == [["kernel", "rows", "wrong"]] * 2
     assert {"dequantize", "product"} <= {launch["kernel"].lstrip("_") for launch in outcome.launches}
 
 
@@ -88,6 +88,10 @@ def test_what_is_right_is_timed_beside_its_bound(mock, tmp_path):
     assert row["bound us"] == pytest.approx(557.8 + 10.1 + 0.8, abs=0.2)
     assert values == [[1.0, -2.5], [1.0078125, 3.0]]  # 1.005 and 3.001 in bfloat16
     assert wrong is None
+    right, wrong_later, too_large = outcome.result["rows"]
+    assert right == [{"us": 1.0}] * 3
+    assert wrong_later == [{"us": 1.0}, {"kernel": "wrong", "rows": 512, "wrong": "is off"}]
+    assert [row.get("wrong") for row in too_large] == [None, "MemoryError: 2 GB asked for"]
 
 
 @pytest.mark.parity
