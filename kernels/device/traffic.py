@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import ceil
 
-from .roofline import Launch
+from ..lora.choice import in_loop_pays
+from .roofline import H100, Launch
 
 HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
 STORED = 1 / 2 + 1 / 64 + SINGLE / (64 * 256)
@@ -65,6 +66,17 @@ def in_loop(m: int, n: int, k: int, r: int) -> list[Launch]:
     return [Launch(dense.nbytes + HALF * r * k, dense.flops + again)]
 
 
+def own_pass(m: int, n: int, k: int, r: int) -> list[Launch]:
+    """x A.T first, then the product, whose accumulator starts with its product with B.T."""
+    return [*down(m, n, k, r), product(m, n, k, r)]
+
+
+def forward(m: int, n: int, k: int, r: int) -> list[Launch]:
+    """The one of the two that is launched on an H100."""
+    loop = in_loop_pays(r, n, COLUMNS, H100.tensor / H100.bandwidth)
+    return in_loop(m, n, k, r) if loop else own_pass(m, n, k, r)
+
+
 def product_4bit(m: int, n: int, k: int, r: int = 0) -> Launch:
     """``product`` with the weight in NF4, decoded on its way to the tensor cores."""
     dense = product(m, n, k, r)
@@ -96,8 +108,9 @@ OURS: dict[str, Counted] = {
     "dequantize_4bit": lambda m, n, k, r: [Launch((STORED + HALF) * n * k, 0, DECODE * n * k)],
     "linear_4bit_forward": lambda m, n, k, r: forward_4bit(m, n, k, 0),
     "linear_4bit_backward": lambda m, n, k, r: backward_4bit(m, n, k, 0),
-    "lora_linear_forward": lambda m, n, k, r: [*down(m, n, k, r), product(m, n, k, r)],
+    "lora_linear_forward": forward,
     "lora_linear_forward in one loop": in_loop,
+    "lora_linear_forward in two": own_pass,
     "lora_linear_backward": lambda m, n, k, r: [*gradients(m, n, k, r), product(m, k, n, r)],
     "lora_linear_4bit_forward": lambda m, n, k, r: [*down(m, n, k, r), *forward_4bit(m, n, k, r)],
     "lora_linear_4bit_backward": lambda m, n, k, r: [*gradients(m, n, k, r), *backward_4bit(m, n, k, r)],

@@ -12,9 +12,10 @@ unfused (x A.T, its product with B.T, a scaled sum)  9 U                     11 
 ===================================================  ======================  ==========================
 
 Forward, the pass of its own reads x once more (U) whatever the rank. In the loop x is not read again, but x A.T is
-computed again for every column of tiles: rank / BN more work. The two cross at a rank of BN / 16: 16 on sm_90, whose
-tiles are 256 columns wide, 8 on sm_80, where 128 fit the registers (with 256 the second accumulator spills); half of
-that in float32.
+computed again for every column of tiles: they cross where rank times columns of tiles is what the device computes while
+it reads a byte (``choice``), 295 on an H100 and 153 on an A100. Counted for M = K = 4096 and r = 16 on an H100, apart
+and in the loop: 45.7 and 37.0 us for N = 1024, 150.3 and 148.1 for 4096, 499.0 and 518.5 for 14336. Tiles are 256
+columns wide on sm_90, 128 on sm_80 (with 256 the second accumulator spills); half of that in float32.
 Backward: one pass over g for d(xa) = s g B and dB, one over x for dA, and dx = g W + d(xa) A by the forward's kernel:
 g read, dx written. The float32 parts of the sums are written and read: 0.7 U for r = 16, the price of the same bits on
 every run (atomic additions would save it); they fit the second-level cache. x A.T is kept, M r numbers, never computed
@@ -28,8 +29,10 @@ import math
 from typing import Any
 
 from ..device import cuda
+from ..device.roofline import A100, H100
 from ..tiles.arrays import INTERPRETED, dtype_name, new, resident, stand_ins
 from ..tiles.product import product
+from .choice import in_loop_pays
 from .reference import check_backward, check_forward
 from .triton_backward import a_gradients, column_sums, low_gradients
 from .triton_builds import AOT
@@ -42,7 +45,7 @@ __all__ = ["AOT", "lora_linear_backward", "lora_linear_forward"]
 def lora_linear_forward(x: Any, weight: Any, bias: Any, lora_a: Any, lora_b: Any, scaling: float) -> tuple[Any, Any]:
     """See the reference; NumPy arrays, or arrays of a device in float32, float16 or bfloat16."""
     check_forward(*stand_ins(x, weight, bias, lora_a, lora_b))
-    if in_loop_pays(lora_a.shape[0], weight.shape[0], widest_tile(x)):
+    if in_loop_pays(lora_a.shape[0], weight.shape[0], widest_tile(x), ridge(x)):
         return in_loop(x, weight, bias, lora_a, lora_b, scaling)
     return forward_after(down(x, (lora_a,))[0], x, weight, bias, lora_b, scaling)
 
@@ -81,19 +84,17 @@ def lora_linear_backward(
     return dx, dweight, dbias, da, db if needs[4] else None
 
 
-def in_loop_pays(rank: int, columns: int, widest: int) -> bool:
-    """Whether x A.T is cheaper in the loop of the product, whose tiles have ``widest`` columns, than in its own pass.
-
-    >>> in_loop_pays(16, 4096, 256), in_loop_pays(17, 4096, 256), in_loop_pays(16, 4096, 128), in_loop_pays(8, 128, 256)
-    (True, False, False, True)
-    """
-    return rank <= min(columns, widest) // 16
-
-
 def widest_tile(x: Any) -> int:
     """Columns of the widest tile of which no register spills, on this device, with x A.T beside it."""
     h100 = capability() >= (9, 0)
     return (128 if h100 else 64) if dtype_name(x) == "float32" else (256 if h100 else 128)
+
+
+def ridge(x: Any) -> float:
+    """Operations that the device computes while it reads a byte; in float32, three TF32 products an element of four
+    bytes, a third of it (TF32 runs at half of bfloat16's rate)."""
+    gpu = H100 if capability() >= (9, 0) else A100
+    return gpu.tensor / gpu.bandwidth / (3 if dtype_name(x) == "float32" else 1)
 
 
 @functools.cache
