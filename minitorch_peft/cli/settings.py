@@ -40,14 +40,14 @@ def config_from(method: str, settings: list[str]) -> tuple[PeftConfig, BitsAndBy
                 f"--set {text}: expected NAME=VALUE with a setting of {method!r}; {has}; for the base: {stored}", USAGE
             )
         values[of][name] = parse(text, value, hints[of][name])
-    stored = BitsAndBytesConfig.from_dict(values[BitsAndBytesConfig])
-    if start.quantization.load_in_4bit and not stored.load_in_4bit:
+    quantization = BitsAndBytesConfig.from_dict(values[BitsAndBytesConfig])
+    if start.quantization.load_in_4bit and not quantization.load_in_4bit:
         raise CommandError(
             f"load_in_4bit=false: {method} is {start.method} on a base in four bits; for a dense base use "
             f"--method {start.method}",
             USAGE,
         )
-    return kind.from_dict(values[kind]), stored
+    return kind.from_dict(values[kind]), quantization
 
 
 def stored_settings(settings: list[str]) -> set[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.kernels.four_bit.layout import Quantized
 from minitorch_peft.nn.context import ForwardContext
 from minitorch_peft.nn.module import Module
 
@@ -30,6 +31,10 @@ class Leaf(Module):
 
     def linear_terms(self) -> tuple[Tensor, Tensor | None] | None:
         """Weight (out, in) and bias (out,) where the layer is x Wᵀ + b of two tensors; else None."""
+        return None
+
+    def packed_terms(self) -> tuple[Quantized, Tensor | None] | None:
+        """Weight (out, in) in four bits and bias (out,) where the layer is x Wᵀ + b of these; else None."""
         return None
 
     def project(self, x: Any, rows: Tensor) -> Tensor:

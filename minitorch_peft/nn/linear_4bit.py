@@ -77,6 +77,9 @@ class Linear4bit(Leaf):
     def base_forward(self, x: Tensor) -> Tensor:
         return linear_4bit(x, self.weight, self.bias)
 
+    def packed_terms(self) -> tuple[Quantized, Tensor | None]:
+        return self.weight, self.bias
+
     def low_rank(self, x: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
         return lora_linear_4bit(x, self.weight, self.bias, A, B, s)
 

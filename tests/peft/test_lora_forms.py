@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import toy_methods
+from minitorch_peft.kernels.four_bit.reference import quantize_4bit
 from peft_cases import IDS, TIGHT, gpt, logits, loss, optimizer_of, stir, stirred
 
 import minitorch_peft as mp
+import minitorch_peft.functional as F
+from minitorch_peft.autograd.random import counter_seed
 from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.nn import ForwardContext
+from minitorch_peft.ops.linear_4bit import linear_4bit
 from minitorch_peft.peft import LoraConfig, PeftModel, get_peft_model
-from minitorch_peft.peft.parameter import lora
+from minitorch_peft.peft.parameter import lora, lora_functions
 from minitorch_peft.peft.parameter.lora import LoraLayer
-from minitorch_peft.peft.parameter.lora_functions import LoraDropout, LoraGathered
+from minitorch_peft.peft.parameter.lora_functions import LoraDropout, LoraDropout4bit, LoraGathered
 
 DROPPING = LoraConfig(r=2, lora_dropout=0.4, target_modules="all-linear")
 NAMES = ("a", "b", "c")
@@ -49,6 +53,23 @@ def test_gradients_with_dropout(bias, trained):
     t["b"] = t["b"] if bias else None
     inputs = [v for v in t.values() if v is not None and v.requires_grad]
     assert mp.gradcheck(lambda *_: LoraDropout.apply(*t.values(), s=0.7, p=0.4, seed=3), inputs)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (5,), (0, 5)])
+@pytest.mark.parametrize("trained", ["x", "AB", "xbAB"])
+def test_dropout_over_four_bits(shape, trained, monkeypatch):
+    """Against dropout as an operation of its own; the mask of two rows at a time."""
+    monkeypatch.setattr(lora_functions, "MASKED", 10)
+    rng = np.random.default_rng(0)
+    q = quantize_4bit(rng.standard_normal((4, 5)), 32, compress_statistics=True)
+    shapes = {"x": shape, "b": (4,), "A": (2, 5), "B": (4, 2)}
+    t = {n: mp.tensor(rng.standard_normal(s), requires_grad=n in trained) for n, s in shapes.items()}
+    constants = {"q": q, "s": 0.7, "p": 0.4, "seed": counter_seed(1, "site", 2)}
+    low = F.linear(F.linear(F.dropout(t["x"], 0.4, key=(1, "site", 2)), t["A"]), t["B"]) * 0.7
+    expected = linear_4bit(t["x"], q, t["b"]) + low
+    np.testing.assert_allclose(LoraDropout4bit.apply(*t.values(), **constants).data, expected.data, 1e-12, 1e-12)
+    inputs = [v for v in t.values() if v.requires_grad]
+    assert mp.gradcheck(lambda *_: LoraDropout4bit.apply(*t.values(), **constants), inputs)
 
 
 def with_an_idle_adapter_below(config):

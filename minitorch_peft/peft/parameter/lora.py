@@ -25,7 +25,7 @@ from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import LowRankConfig
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.lowrank_files import LowRankFiles
-from minitorch_peft.peft.parameter.lora_functions import LoraDropout, LoraGathered
+from minitorch_peft.peft.parameter.lora_functions import LoraDropout, LoraDropout4bit, LoraGathered
 from minitorch_peft.peft.registry import Method, register
 from minitorch_peft.peft.shapes import Reparam
 
@@ -80,13 +80,16 @@ class LoraLayer(Reparam):
 
     def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
         alone, terms, factors = self.base_layer is self.base, self.base.linear_terms(), (self.lora_A, self.lora_B)
-        if not alone or (self.drops and terms is None):
+        packed = self.base.packed_terms()
+        if not alone or (self.drops and terms is None and packed is None):
             return super().adapted(x, context)
+        if self.drops:
+            constants = {"s": self.scaling, "p": self.dropout.p, "seed": counter_seed(*self.dropout.key(context))}
+            if packed is not None:
+                return LoraDropout4bit.apply(x, packed[1], *factors, q=packed[0], **constants)
+            return LoraDropout.apply(x, *terms, *factors, **constants)
         if terms is None:
             return self.base.low_rank(x, *factors, self.scaling)
-        if self.drops:
-            seed = counter_seed(*self.dropout.key(context))
-            return LoraDropout.apply(x, *terms, *factors, s=self.scaling, p=self.dropout.p, seed=seed)
         return LoraLinear.apply(x, *terms, *factors, s=self.scaling)
 
     def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
