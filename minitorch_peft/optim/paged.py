@@ -13,8 +13,9 @@ from minitorch_peft.optim.paging import Paged
 class PagedAdamW(Paged, AdamW):
     """AdamW with exp_avg and exp_avg_sq in pages: at most ``budget`` bytes of memory for them, the same bits.
 
-    ``directory`` is where the file lives, whose space is reserved as states are made (None: the system's place for
-    temporary files). A step reads and writes the state that does not fit, once each: 16 bytes a parameter.
+    ``directory`` is where the file lives (None: the system's place for temporary files): it needs room for the whole
+    state, whatever the budget, which is reserved as states are made. A step reads and writes the state that does not
+    fit, once each: 16 bytes a parameter.
 
     >>> import minitorch_peft as mp
     >>> p = mp.tensor([1.0, -2.0], requires_grad=True)

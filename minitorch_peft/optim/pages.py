@@ -6,12 +6,14 @@ process. Here the resident pages are one array of ``budget`` bytes, a page moves
 wrong with the disk is an OSError at a known place. What the kernel keeps of the file in its own cache is not
 this process's memory, and it is the first thing to go when memory is short.
 
-The file has no name, so nothing is left of it however the process ends; and its space is reserved before it is used.
+The file has no name, so nothing is left of it however the process ends; and its space is reserved before it is used,
+for all pages, so that any of them can go out. A larger budget saves transfers, not space on the disk.
 """
 
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import tempfile
 import weakref
@@ -46,6 +48,7 @@ class Pages:
     """
 
     def __init__(self, budget: int, page_bytes: int, directory: str | os.PathLike[str] | None) -> None:
+        budget, page_bytes = whole("budget", budget), whole("page_bytes", page_bytes)
         if page_bytes < _ALIGNED or page_bytes % _ALIGNED:
             raise ValueError(f"page_bytes must be a multiple of {_ALIGNED}, got {page_bytes}")
         if budget < page_bytes:
@@ -100,8 +103,8 @@ class Pages:
             os.ftruncate(self.file.fileno(), size)
             raise OSError(
                 error.errno,
-                f"no room for {more} more bytes of pages ({error.strerror}): free space in the directory, name "
-                "another one, or raise the budget and keep the state in memory; nothing has changed",
+                f"no room for {more} more bytes of pages ({error.strerror}): free space in the directory or "
+                "name another one (all pages have their place in the file, whatever the budget); nothing has changed",
             ) from error
 
     def _evict(self) -> int:
@@ -133,6 +136,14 @@ class Pages:
             if not moved:
                 raise OSError(errno.EIO, "the file of pages ends too early")
             rest = rest[moved:]
+
+
+def whole(name: str, size: Any) -> int:
+    """A size in bytes; TypeError unless it is a whole number."""
+    try:
+        return operator.index(size)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number of bytes, got {size!r}") from None
 
 
 def _reserve_space(descriptor: int, start: int, size: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.optim.optimizer import Optimizer
-from minitorch_peft.optim.pages import Pages, Place
+from minitorch_peft.optim.pages import Pages, Place, whole
 
 
 class Piece(NamedTuple):
@@ -46,8 +46,9 @@ class Paged(Optimizer):
     granularity = 1  # a piece is so many elements, or a multiple
 
     def start_paging(self, budget: int, page_bytes: int, directory: str | os.PathLike[str] | None) -> None:
+        budget, page_bytes = whole("budget", budget), whole("page_bytes", page_bytes)
         # a 64th is left to the lists of pages and pieces, unless there would be no page at all
-        self._page_options = max(min(budget, page_bytes), budget - budget // 64), page_bytes, directory
+        self._page_options = max(min(budget, page_bytes), budget - max(budget, 0) // 64), page_bytes, directory
         self.pages = Pages(*self._page_options)
         self._pieces: dict[str, list[Piece]] = {}
         self._backwards = False
