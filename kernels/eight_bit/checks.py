@@ -25,10 +25,17 @@ def flat_float32(kernel: str, x: np.ndarray, blocksize: int) -> np.ndarray:
     """x in row-major order as float32 (n,), not yet checked for NaN; TypeError unless it holds floats."""
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:
         raise TypeError(f"{kernel}: x must be float16, float32 or float64, got {x.dtype}")
-    if blocksize < 1:
-        raise ValueError(f"{kernel}: blocksize must be at least 1, got {blocksize}")
+    check_blocksize(kernel, blocksize)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused by name
         return np.ascontiguousarray(x, np.float32).reshape(-1)
+
+
+def check_blocksize(kernel: str, blocksize: int) -> None:
+    """Raise ValueError unless the blocksize is at least 1, TypeError unless it is a whole number."""
+    if isinstance(blocksize, bool) or not isinstance(blocksize, int | np.integer):
+        raise TypeError(f"{kernel}: blocksize must be a whole number, got {blocksize!r}")
+    if blocksize < 1:
+        raise ValueError(f"{kernel}: blocksize must be at least 1, got {blocksize}")
 
 
 def refuse(kernel: str, flat: np.ndarray, index: int, blocksize: int) -> None:
@@ -48,6 +55,7 @@ def check_codes(
     blocksize: int = 256,
 ) -> None:
     """Raise unless ``code`` is a sorted table of 256 float32 and, where given, the codes and absmax fit ``shape``."""
+    check_blocksize(kernel, blocksize)
     if code.shape != (256,) or code.dtype != np.float32 or not (code[:-1] < code[1:]).all():
         raise ValueError(f"{kernel}: code must be 256 float32 in rising order, got {code.dtype} {code.shape}")
     if codes is None or absmax is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .codes import ZERO_CODE
 
+NESTED_BLOCKSIZE = 256
 BLOCKSIZES = tuple(2**i for i in range(5, 13))
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
 """What can be asked for, and the NumPy dtype that holds it: bfloat16, which NumPy lacks, as its bits."""
@@ -45,7 +46,9 @@ class Quantized(NamedTuple):
 
 
 def check_format(kernel: str, blocksize: int, quant_type: str) -> None:
-    """Raise ValueError for a blocksize or a type that does not exist."""
+    """Raise ValueError for a blocksize or a type that does not exist, TypeError for a blocksize that is no integer."""
+    if isinstance(blocksize, bool) or not isinstance(blocksize, int | np.integer):
+        raise TypeError(f"{kernel}: blocksize must be a whole number, got {blocksize!r}")
     if blocksize not in BLOCKSIZES:
         raise ValueError(f"{kernel}: blocksize must be one of {', '.join(map(str, BLOCKSIZES))}; got {blocksize}")
     if quant_type not in ZERO_CODE:
@@ -65,6 +68,8 @@ def check_quantized(kernel: str, q: Quantized) -> None:
     _check(kernel, "packed", q.packed, np.uint8, (size + 1) // 2, q.shape)
     _check(kernel, "absmax", q.absmax, np.float32 if q.nested is None else np.uint8, blocks, q.shape)
     if q.nested is not None:
+        if q.nested.blocksize != NESTED_BLOCKSIZE:
+            raise ValueError(f"{kernel}: nested.blocksize must be {NESTED_BLOCKSIZE}, got {q.nested.blocksize!r}")
         _check(kernel, "nested.code", q.nested.code, np.float32, 256, q.shape)
         _check(kernel, "nested.absmax", q.nested.absmax, np.float32, -(-blocks // q.nested.blocksize), q.shape)
 

@@ -15,9 +15,7 @@ from ..eight_bit.checks import check_values
 from ..eight_bit.codes import create_dynamic_map
 from ..eight_bit.reference import dequantize_blockwise, quantize_blockwise, scaled_blocks
 from .codes import ZERO_CODE, boundaries, code_table, order
-from .layout import Nested, Quantized, check_format, check_quantized, output
-
-NESTED_BLOCKSIZE = 256
+from .layout import NESTED_BLOCKSIZE, Nested, Quantized, check_format, check_quantized, output
 
 
 def quantize_4bit(

@@ -67,11 +67,13 @@ def dropped(x: np.ndarray, p: float, seed: int) -> np.ndarray:
 
 
 def counter_start(kernel: str, seed: int, offset: int = 0) -> tuple[int, int]:
-    """The two as they are; ValueError unless both fit 64 bits."""
+    """The two as they are; ValueError unless both fit 64 bits, TypeError unless they are whole numbers."""
     for name, value in (("seed", seed), ("offset", offset)):
+        if not isinstance(value, int | np.integer):
+            raise TypeError(f"{kernel}: {name} must be a whole number, got {value!r}")
         if not 0 <= value < 2**64:
             raise ValueError(f"{kernel}: {name} must be in [0, 2**64), got {value}")
-    return seed, offset
+    return int(seed), int(offset)
 
 
 def low(x: np.ndarray) -> np.ndarray:

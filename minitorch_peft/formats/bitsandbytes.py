@@ -116,7 +116,9 @@ def _check_state(key: str, state: Any) -> None:
         raise ValueError(f"{key}: shape cannot be {state['shape']}")
     if state["dtype"] not in DTYPES or state.get("nested_dtype", "float32") != "float32":
         raise ValueError(f"{key}: dtype must be one of {', '.join(DTYPES)}, nested_dtype float32; got {state}")
-    if state.get("nested_blocksize", 1) < 1 or not np.isfinite(state.get("nested_offset", 0.0)):
+    with np.errstate(over="ignore"):
+        offset = np.float32(state.get("nested_offset", 0.0))  # the precision that it is used in
+    if state.get("nested_blocksize", 1) < 1 or not np.isfinite(offset):
         raise ValueError(f"{key}: a nested_blocksize of at least 1 and a finite nested_offset are needed; got {state}")
 
 

@@ -56,8 +56,8 @@ def take_packed(arrays: dict[str, np.ndarray], path: str | Path) -> dict[str, Qu
 
 def _known(name: str, q: Quantized) -> Quantized:
     """q itself; ValueError where its absmax is nested by other means than bitsandbytes'."""
-    if q.nested is not None and not (np.array_equal(q.nested.code, create_dynamic_map()) and q.nested.blocksize == 256):
-        raise ValueError(f"{name}.nested_quant_map is not the dynamic map of bitsandbytes, in blocks of 256")
+    if q.nested is not None and not np.array_equal(q.nested.code, create_dynamic_map()):
+        raise ValueError(f"{name}.nested_quant_map is not the dynamic map of bitsandbytes")
     return q
 
 

@@ -40,6 +40,9 @@ def load_pretrained(name_or_path: str | Path, quantization_config: BitsAndBytesC
         FileFormatError: there is no such model, or its files are damaged or unsupported.
         ValueError: the model is to be quantized, and is in four bits already.
     """
+    if not isinstance(quantization_config, BitsAndBytesConfig | None):
+        kind = type(quantization_config).__name__
+        raise TypeError(f"quantization_config must be a BitsAndBytesConfig, e.g. QLORA, got a {kind}")
     path = Path(name_or_path)
     if str(name_or_path) in embedded_names():
         path = EMBEDDED / f"{name_or_path}.safetensors"

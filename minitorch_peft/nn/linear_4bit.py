@@ -13,14 +13,12 @@ import numpy as np
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.kernels import dispatch
 from minitorch_peft.kernels.eight_bit.codes import create_dynamic_map
-from minitorch_peft.kernels.four_bit.layout import Nested, Quantized, check_quantized
+from minitorch_peft.kernels.four_bit.layout import NESTED_BLOCKSIZE, Nested, Quantized, check_quantized
 from minitorch_peft.kernels.four_bit.reference import code_table
 from minitorch_peft.nn.leaf import Leaf
 from minitorch_peft.nn.linear import Linear
 from minitorch_peft.nn.module import Parameter
 from minitorch_peft.ops.linear_4bit import linear_4bit, lora_linear_4bit
-
-NESTED_BLOCKSIZE = 256
 
 
 class Linear4bit(Leaf):
@@ -47,8 +45,8 @@ class Linear4bit(Leaf):
             self._nest(weight.nested)
 
     def _nest(self, nested: Nested) -> None:
-        if nested.blocksize != NESTED_BLOCKSIZE or not np.array_equal(nested.code, create_dynamic_map()):
-            raise ValueError("Linear4bit: absmax is nested with a map, or in blocks, that bitsandbytes does not use")
+        if not np.array_equal(nested.code, create_dynamic_map()):
+            raise ValueError("Linear4bit: absmax is nested with a map that bitsandbytes does not use")
         self.nested_absmax, self.nested_offset = nested.absmax, np.array(nested.offset, np.float32)
 
     @classmethod

@@ -43,6 +43,8 @@ def quantize_model(
     if done := quantized_layers(model):
         raise ValueError(f"the model is quantized already ({len(done)} layers): dequantize_model(model) first")
     _refuse_adapters(model, "quantize the base, then attach them")
+    if skip is None:
+        raise TypeError("skip must be names of layers, () for none, got None")
     layers = {path: m for path, m in model.named_modules() if isinstance(m, Linear)}
     kept = _skipped(list(dict(model.named_modules())), skip)
     chosen = {path: layer for path, layer in layers.items() if path not in kept}

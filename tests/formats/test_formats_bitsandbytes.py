@@ -121,6 +121,8 @@ def test_the_state_must_be_there_once(tensors):
         ({"dtype": None}, "must hold exactly quant_type, blocksize, dtype, shape, nested_blocksize"),
         ({"nested_offset": None}, "must hold exactly"),
         ({"nested_offset": float("nan")}, "a finite nested_offset"),
+        ({"nested_offset": 1e60}, "a finite nested_offset"),
+        ({"nested_blocksize": 128}, "nested.blocksize must be 256, got 128"),
         ({"nested_blocksize": 0}, "a nested_blocksize of at least 1"),
         ({"nested_dtype": "float16"}, "nested_dtype float32"),
         ({"zero_point": 3}, "must hold exactly"),

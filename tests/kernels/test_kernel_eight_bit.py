@@ -106,6 +106,7 @@ def test_zero_and_tiny_blocks(backend):
         ((np.array([1, np.nan]), CODES["signed"]), ValueError, r"x holds nan at position 1 of 2 \(block 0\)"),
         ((np.array([1, 2, np.inf]), CODES["signed"], 2), ValueError, r"x holds inf at position 2 of 3 \(block 1\)"),
         ((np.ones(3), CODES["signed"], 0), ValueError, "blocksize must be at least 1, got 0"),
+        ((np.ones(3), CODES["signed"], 4.0), TypeError, "blocksize must be a whole number, got 4.0"),
         (
             (np.ones(3), CODES["signed"][:16]),
             ValueError,
@@ -126,6 +127,8 @@ def test_dequantize_names_the_bad_argument(backend):
         ((codes.astype(int), absmax, code, (5,), 4), TypeError, "codes must be uint8"),
         ((codes, absmax.astype(float), code, (5,), 4), TypeError, "absmax float32, got uint8 and float64"),
         ((codes, absmax, code, (6,), 4), ValueError, r"shape \(6,\) in blocks of 4 calls for codes \(6,\)"),
+        ((codes, absmax, code, (5,), 0), ValueError, "blocksize must be at least 1, got 0"),
+        ((codes, absmax, code, (5,), 4.0), TypeError, "blocksize must be a whole number, got 4.0"),
         ((codes, absmax, code, (5,), 5), ValueError, r"absmax \(1,\)"),
         ((codes[:0], absmax[:0], code, (2**33, 2**33), 4), ValueError, "calls for codes"),  # 0, counted in 64 bits
     ):

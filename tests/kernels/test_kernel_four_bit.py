@@ -312,6 +312,8 @@ def test_a_float64_beyond_float32_is_refused(backend):
         ((np.ones(3, int),), TypeError, "x must be float16, float32 or float64, got int64"),
         ((np.ones(3, np.longdouble),), TypeError, "x must be float16, float32 or float64"),
         ((np.ones(3, f32), 48), ValueError, "blocksize must be one of 32, 64, .*, 4096; got 48"),
+        ((np.ones(3, f32), 0), ValueError, "blocksize must be one of .*; got 0"),
+        ((np.ones(3, f32), 64.0), TypeError, "blocksize must be a whole number, got 64.0"),
         ((np.ones(3, f32), 8192), ValueError, "blocksize must be one of .*; got 8192"),
         ((np.ones(3, f32), 64, "nf5"), ValueError, "quant_type must be one of nf4, fp4, int4; got 'nf5'"),
     ],
@@ -328,6 +330,8 @@ def test_quantize_names_the_bad_argument(backend, args, error, text):
         ({"absmax": np.ones(3, f32)}, r"calls for absmax \(2,\), got \(3,\)"),
         ({"packed": np.zeros((64, 1), np.uint8)}, r"packed \(64,\), got \(64, 1\)"),
         ({"blocksize": 63}, "blocksize must be one of"),
+        ({"blocksize": 0}, "blocksize must be one of .*; got 0"),
+        ({"blocksize": 64.0}, "blocksize must be a whole number, got 64.0"),
         ({"quant_type": "af4"}, "quant_type must be one of"),
         ({"packed": np.zeros(64, np.int8)}, "packed must be uint8, got int8"),
         ({"absmax": np.ones(2)}, "absmax must be float32, got float64"),
@@ -351,6 +355,8 @@ def test_dequantize_names_a_nested_part_that_does_not_fit(backend):
     for change, text in (
         ({"code": np.ones(16, f32)}, r"nested.code \(256,\)"),
         ({"absmax": np.ones(2, f32)}, "nested.abs"),
+        ({"blocksize": 0}, "nested.blocksize must be 256, got 0"),
+        ({"blocksize": 128}, "nested.blocksize must be 256, got 128"),
     ):
         with pytest.raises(ValueError, match=text):
             dequantize(q._replace(nested=q.nested._replace(**change)))

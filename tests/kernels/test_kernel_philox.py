@@ -87,6 +87,16 @@ def test_seeds_and_offsets_have_64_bits(args, message, dtype):
         get("philox_uniform", dtype)(*args)
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+def test_seeds_and_offsets_are_whole_numbers(dtype):
+    for args, message in (
+        ((1.5, 0, (1,)), "seed must be a whole number, got 1.5"),
+        ((0, 1.0, (1,)), "offset must be a w"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            get("philox_uniform", dtype)(*args)
+
+
 @pytest.mark.parametrize("p", [0.0, 0.25, 0.9])
 def test_dropping_keeps_the_mean(p):
     x = np.random.default_rng(0).standard_normal((200, 300))

@@ -96,6 +96,10 @@ def test_skipped_layers():
         quantize_model(gpt(), skip=["q_prj"])
     with pytest.raises(ValueError, match="no linear layer to quantize"):
         quantize_model(gpt(), skip=["blocks"])
+    with pytest.raises(TypeError, match=r"skip must be names of layers, \(\) for none, got None"):
+        quantize_model(gpt(), skip=None)
+    with pytest.raises(TypeError, match=r"quantization_config must be a BitsAndBytesConfig.*, got a dict"):
+        GPT.from_pretrained("tiny", quantization_config={"load_in_4bit": True})
 
 
 def refused(model, message, **how):
