@@ -287,7 +287,8 @@ assert losses["paged"] == losses["in memory"], "the same losses, to the last bit
 # %% [markdown]
 # ## Merging is not free here
 # LoRA's change can be added to a dense weight. Added to a weight in four bits and rounded to four bits again, it comes
-# out with an error of the size of the first rounding: the codes know nothing of what is learned. So the library merges
+# out with an error of the size of the first rounding: the base's weights lie exactly on the grid of codes, so that
+# whatever was learned that is smaller than half a gap between two codes is rounded away. So the library merges
 # into the *dequantized* weight (a dense model, exact up to float32's rounding) and rounds again only when asked, saying
 # in the certificate what that cost.
 

@@ -30,7 +30,8 @@ def adamw_8bit_step(
     ``exp_avg`` and ``exp_avg_sq`` are uint8 of param's shape, in blocks of 256 elements in row-major order, their
     absmax float32 (ceil(n / 256),). exp_avg has the signed dynamic map, exp_avg_sq, which is never negative, the
     unsigned one with half a bit more. In between, ``adamw_step`` with what the codes stand for. A block in which
-    something is not finite has an absmax that is not: every element of it is NaN at the next step, so it is seen.
+    something is not finite has an absmax that is not, so it is seen: at the next step its elements are NaN, where only
+    a square has overflowed all but that one, which follows a step later.
 
     Raises ValueError for shapes that do not fit or a step below 1, TypeError for other dtypes.
 

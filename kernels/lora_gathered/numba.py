@@ -5,6 +5,9 @@ gathered: rows are multiplied where they lie, with the factors of their adapter 
 row separately would copy r (K + N) numbers for every row.) The base product does not know of adapters, so its
 blocks are as large as without them. Batches that are sorted by adapter have the fewest and largest segments.
 
+The factors of all adapters stand in one array. A model keeps them apart and stacks them for each call: a copy of
+E r (K + N) numbers for E adapters, however many rows there are.
+
 In training each thread sums what its rows add to the dA and dB of their adapters; these sums are added in a fixed
 order. They take E r (K + N) numbers for every thread.
 """
