@@ -14,6 +14,8 @@ from minitorch_peft.cli.tables import WIDE, comparison_tables
 from minitorch_peft.data.corpora import Corpus, load_corpus
 from minitorch_peft.data.packed import PackedText
 from minitorch_peft.formats.files import read_json
+from minitorch_peft.models import GPT
+from minitorch_peft.quant import QLORA
 
 TINY = ["--method", "lora-r4", "--method", "bitfit", "--seeds", 2, "--steps", 3, "--batch-size", 2,
         "--length", 16, "--eval-rows", 2]  # fmt: skip
@@ -49,7 +51,7 @@ def test_the_table_has_every_method_and_the_json_every_figure(compare, tmp_path)
     assert all(name in shown.out for name in ("untouched", "LoRA r=4", "BitFit", "±", "picture:"))
 
 
-def test_qlora_has_its_row(compare, tmp_path):
+def test_qlora_has_its_row(compare, base, tmp_path):
     options = ["--method", "qlora", "--method", "lora-r16", "--seeds", 1]
     done = compare(*options, "--json")
     assert done.code == 0, done.err
@@ -58,7 +60,9 @@ def test_qlora_has_its_row(compare, tmp_path):
     assert packed["trainable_parameters"] == dense["trainable_parameters"]
     assert packed["trainable_percent"] == dense["trainable_percent"]
     assert packed["quantization"]["bnb_4bit_use_double_quant"] and "quantization" not in dense
-    assert 4 < packed["bits_per_weight"] < 5 and packed["base_bytes"] < dense["base_bytes"]
+    assert 4 < packed["bits_per_weight"] < 5
+    for method, config in ((dense, None), (packed, QLORA)):
+        assert method["base_bytes"] == GPT.from_pretrained(base, quantization_config=config).get_memory_footprint()
     assert packed["quantized_bits_per_byte"].keys() == done.json["before"].keys()
     stored = read_json(tmp_path / "out" / "qlora" / "seed-0" / "result.json")
     assert stored["quantization"] == packed["quantization"] and stored["base_bytes"] == packed["base_bytes"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minitorch_peft.kernels import use_backend
+from minitorch_peft.kernels import dispatch, use_backend
 from minitorch_peft.kernels.four_bit.reference import code_table, dequantize_4bit, quantize_4bit
 
 import minitorch_peft as mp
@@ -43,7 +43,9 @@ def test_gradients_in_float64_are_those_of_the_dequantized_layer(out, into, lead
     np.testing.assert_allclose(packed.low_rank(x, A, B, 0.7).data, expected.data, rtol=1e-12, atol=1e-12)
 
 
-def test_no_work_is_done_that_nobody_needs():
+def test_no_work_is_done_that_nobody_needs(monkeypatch):
+    used, get = [], dispatch.get
+    monkeypatch.setattr(dispatch, "get", lambda name, dtype: used.append(name) or get(name, dtype))
     packed = layer().requires_grad_(False)
     x = mp.tensor(matrix(3, 48))
     assert packed(x).grad_fn is None
@@ -51,7 +53,10 @@ def test_no_work_is_done_that_nobody_needs():
     y = packed(x)
     y.backward(gradient=np.ones_like(y.data))
     np.testing.assert_allclose(packed.bias.grad, 3.0)
-    assert x.grad is None
+    assert x.grad is None and "linear_4bit_backward" not in used
+    x.requires_grad_()
+    packed(x).backward(gradient=np.ones_like(y.data))
+    assert used[-1] == "linear_4bit_backward" and x.grad.any()
 
 
 def test_the_weight_is_state_but_not_a_parameter():

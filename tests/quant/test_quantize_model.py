@@ -189,6 +189,14 @@ def test_the_names_and_defaults_are_those_of_transformers():
     assert {key: theirs[key] for key in ours.to_dict()} == ours.to_dict()
 
 
+@pytest.mark.parametrize("name", ["packed", "absmax", "nested_absmax", "nested_offset"])
+def test_the_checksum_sees_every_array_of_four_bits(name):
+    p = get_peft_model(quantize_model(gpt()), LoraConfig(r=1))
+    before = checksum(p.base_model)
+    getattr(p.base_model.blocks[1].mlp.down_proj, name).reshape(-1).view(np.uint8)[0] ^= 1
+    assert checksum(p.base_model) != before
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 def test_a_run_knows_its_four_bits():
     """A run is not resumed on a base that was quantized otherwise: the frozen bytes are part of what it is."""
