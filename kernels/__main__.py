@@ -2,11 +2,12 @@
 
     python -m minitorch_peft.kernels --list
     python -m minitorch_peft.kernels gelu_tanh_forward               # every version
-    python -m minitorch_peft.kernels gelu_tanh_forward vectorised    # one of them
+    python -m minitorch_peft.kernels gelu_tanh_forward polynomial    # one of them
     python -m minitorch_peft.kernels gelu_tanh --size small          # forward and backward; or a family's name
 
 Each version meets small ragged arguments and those of a model; one that disagrees with the reference in float64 is
-reported and not timed, and the command ends with 1.
+reported and not timed, and the command ends with 1. It ends with 2 if the one version that was asked for cannot run
+here (for want of Numba, Triton or a GPU).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import textwrap
 from collections.abc import Callable
 from functools import partial
 
-from .dispatch import FAMILIES, TABLE
+from .device.driver import NoGPUError
+from .dispatch import FAMILIES, TABLE, NotInstalledError, has_numba
 from .examples import SIZES, Draw, Example, examples
 from .ladder import Rung, versions
 from .timing import best_times, bytes_in_place, bytes_moved
@@ -53,9 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.version:
         names = list(dict.fromkeys(rung.name for each in rungs.values() for rung in each))
         if options.version not in names:
-            parser.error(f"{options.name} has no version {options.version!r}; there are: {', '.join(names)}")
+            more = "" if has_numba() else " (the others need numba, which is not installed: pip install numba)"
+            parser.error(f"{options.name} has no version {options.version!r}; there are: {', '.join(names)}{more}")
         rungs = {kernel: tuple(r for r in each if r.name == options.version) for kernel, each in rungs.items()}
-    return max(climb(kernel, each, options.size, options.seconds) for kernel, each in rungs.items())
+    fates = [fate for kernel, each in rungs.items() for fate in climb(kernel, each, options.size, options.seconds)]
+    return 1 if "WRONG" in fates else 2 if options.version and "not run" in fates else 0
 
 
 def print_list() -> int:
@@ -87,8 +91,8 @@ def unknown(name: str, names: list[str]) -> str:
     return f"no kernel or family is called {name!r}; {hint}--list shows all"
 
 
-def climb(kernel: str, rungs: tuple[Rung, ...], size: str | None, seconds: float) -> int:
-    """Verify the versions, time those that are right, print them; 1 if one was wrong."""
+def climb(kernel: str, rungs: tuple[Rung, ...], size: str | None, seconds: float) -> list[str]:
+    """Verify the versions, time those that are right, print them; what ``verdict`` says of each."""
     example = examples()[kernel]
     size = size or example.size
     args = example.typical(Draw(0), SIZES[size])
@@ -109,7 +113,7 @@ def climb(kernel: str, rungs: tuple[Rung, ...], size: str | None, seconds: float
         else:
             print(f"{rung.name:<16s}{fate}: {reason}")
         print(textwrap.indent(textwrap.fill(rung.why, WIDTH - 4), "    "))
-    return int(any(fate == "WRONG" for fate, _ in verdicts))
+    return [fate for fate, _ in verdicts]
 
 
 def verdict(kernel: str, rung: Rung, args: tuple) -> tuple[str, str]:
@@ -119,7 +123,7 @@ def verdict(kernel: str, rung: Rung, args: tuple) -> tuple[str, str]:
         if rung.name == "triton":
             return ("WRONG", wrong) if wrong else ("right, not timed", "python -m benchmarks.gpu times it on a GPU")
         wrong = wrong or disagreement(kernel, rung.function, args, tolerance=1e-4)
-    except (RuntimeError, ImportError) as error:
+    except (NoGPUError, NotInstalledError) as error:
         return "not run", str(error)
     return ("WRONG", wrong) if wrong else ("right", "")
 

@@ -59,11 +59,15 @@ _resolved: dict[tuple[str, np.dtype], Callable] = {}
 _override: str | None = None
 
 
+class NotInstalledError(ImportError):
+    """What a kernel runs on is not installed; the message says how to install it."""
+
+
 def get(name: str, dtype: np.dtype) -> Callable:
     """The function that computes kernel ``name`` on arrays of ``dtype``.
 
-    Raises KeyError for an unknown kernel, ValueError for an unknown backend, ImportError for a backend that was asked
-    for and is not installed.
+    Raises KeyError for an unknown kernel, ValueError for an unknown backend, NotInstalledError (an ImportError) for a
+    backend that was asked for and is not installed.
 
     >>> gelu = get("gelu_forward", np.dtype("float64"))
     >>> gelu(np.array([-1.0, 0.0, 1.0])).round(3).tolist()
@@ -94,6 +98,8 @@ def _resolve(name: str, dtype: np.dtype) -> Callable:
         raise KeyError(f"no kernel is called {name!r}; the kernels are: {', '.join(TABLE)}")
     family = TABLE[name]
     backend = _backend(FAMILIES[family][1]) if dtype == _FLOAT32 else "reference"
+    if backend == "numba":
+        require_numba()
     return getattr(importlib.import_module(f".{family}.{backend}", __package__), name)
 
 
@@ -106,7 +112,7 @@ def _backend(has: tuple[str, ...]) -> str:
         return "reference"
     if asked:
         return "numba"
-    if importlib.util.find_spec("numba") is None:
+    if not has_numba():
         _warn_once()
         return "reference"
     return "numba"
@@ -116,6 +122,18 @@ def _checked(backend: str, source: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"{source}: unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     return backend
+
+
+def has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def require_numba() -> None:
+    """Raise NotInstalledError where Numba is missing."""
+    if not has_numba():
+        raise NotInstalledError(
+            "numba is not installed (pip install numba); MINITORCH_KERNELS=reference does without, several times slower"
+        )
 
 
 _warned = False

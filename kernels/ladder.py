@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .dispatch import FAMILIES, TABLE, get
+from .dispatch import FAMILIES, TABLE, NotInstalledError, get, has_numba, require_numba
 
 
 class Rung(NamedTuple):
@@ -34,6 +34,7 @@ TRITON = "The GPU's version: the same sums over tiles; Triton compiles it for th
 def versions(kernel: str) -> tuple[Rung, ...]:
     """Reference, the ladder's steps (where the family has no ladder: its Numba function), and Triton where it imports.
 
+    Without Numba, which ladders are written in, a version called "numba" that raises NotInstalledError stands for them.
     Raises KeyError for an unknown kernel.
 
     >>> [rung.name for rung in versions("square_norm")]
@@ -41,11 +42,16 @@ def versions(kernel: str) -> tuple[Rung, ...]:
     """
     reference = Rung("reference", get(kernel, np.dtype(np.float64)), REFERENCE)
     family = TABLE[kernel]
-    steps = _ladder(family).get(kernel)
+    steps = _ladder(family).get(kernel) if has_numba() else None
     if steps is None and "numba" in FAMILIES[family][1]:
-        steps = (Rung("numba", _function(family, "numba", kernel), NUMBA),)
+        function = _function(family, "numba", kernel) if has_numba() else _without_numba
+        steps = (Rung("numba", function, NUMBA),)
     gpu = (Rung("triton", _function(family, "triton", kernel), TRITON),) if _has_triton(kernel) else ()
     return (reference, *(steps or ()), *gpu)
+
+
+def _without_numba(*args: Any) -> None:
+    require_numba()
 
 
 def _ladder(family: str) -> dict[str, tuple[Rung, ...]]:
@@ -62,4 +68,7 @@ def _has_triton(kernel: str) -> bool:
     family = TABLE[kernel]
     if "triton" not in FAMILIES[family][1] or importlib.util.find_spec("triton") is None:
         return False
-    return hasattr(importlib.import_module(f".{family}.triton", __package__), kernel)
+    try:
+        return hasattr(importlib.import_module(f".{family}.triton", __package__), kernel)
+    except NotInstalledError:  # it is there, and too old
+        return False

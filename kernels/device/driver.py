@@ -10,11 +10,19 @@ import ctypes
 import functools
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 
-NO_GPU = (
-    "no GPU: {}. The Triton kernels need an NVIDIA GPU with its driver; without one, set TRITON_INTERPRET=1 before the "
-    "process starts (slow: for tests and lessons), or use the CPU's kernels (MINITORCH_KERNELS=numba)"
-)
 OUT_OF_MEMORY = 2
+
+
+class NoGPUError(RuntimeError):
+    """There is no GPU to run on."""
+
+    def __init__(self, reason: str):
+        super().__init__(
+            f"no GPU: {reason}. The Triton kernels need an NVIDIA GPU with its driver; without one, set "
+            "TRITON_INTERPRET=1 before the process starts (slow: for tests and lessons), or use the CPU's kernels "
+            "(MINITORCH_KERNELS=numba)"
+        )
+
 
 # The functions used, with their arguments: ctypes would pass Python integers as 32-bit numbers, and cut pointers.
 SIGNATURES: dict[str, tuple] = {
@@ -53,15 +61,15 @@ def driver() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        raise RuntimeError(NO_GPU.format("the NVIDIA driver's library libcuda.so.1 was not found")) from error
+        raise NoGPUError("the NVIDIA driver's library libcuda.so.1 was not found") from error
     for name, arguments in SIGNATURES.items():
         getattr(library, name).argtypes = arguments
         getattr(library, name).restype = c_int
     if status := library.cuInit(0):
-        raise RuntimeError(NO_GPU.format(f"cuInit says {_error(library, status)}"))
+        raise NoGPUError(f"cuInit says {_error(library, status)}")
     count = c_int()
     if (status := library.cuDeviceGetCount(ctypes.byref(count))) or not count.value:
-        raise RuntimeError(NO_GPU.format("the driver lists no device"))
+        raise NoGPUError("the driver lists no device")
     return library
 
 
@@ -85,7 +93,7 @@ def _enter(library: ctypes.CDLL) -> None:
         ("cuCtxSetCurrent", (context,)),
     ):
         if status := getattr(library, name)(*arguments):
-            raise RuntimeError(NO_GPU.format(f"{name} says {_error(library, status)}"))
+            raise NoGPUError(f"{name} says {_error(library, status)}")
 
 
 def _error(library: ctypes.CDLL, status: int) -> str:

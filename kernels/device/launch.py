@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import on_device, refuse_strided
-from .driver import NO_GPU, driver
+from .driver import NoGPUError, driver
 from .interpreter import HostArray
 from .triton import triton
 
@@ -104,7 +104,7 @@ def _use_cuda() -> None:
     if "torch" not in sys.modules:
         triton.runtime.driver.set_active(triton.backends.backends["nvidia"].driver())
     elif not sys.modules["torch"].cuda.is_available():
-        raise RuntimeError(NO_GPU.format("torch is imported in this process, and it sees none (built without CUDA?)"))
+        raise NoGPUError("torch is imported in this process, and it sees none (built without CUDA?)")
 
 
 def _host_argument(argument: Any) -> Any:

@@ -89,5 +89,5 @@ def test_without_a_gpu_the_error_says_what_to_do():
         pytest.skip("this machine has the NVIDIA driver")
     done = program("numpy_arrays")
     assert done.returncode != 0
-    assert "RuntimeError: no GPU: the NVIDIA driver's library libcuda.so.1 was not found." in done.stderr
+    assert "NoGPUError: no GPU: the NVIDIA driver's library libcuda.so.1 was not found." in done.stderr
     assert "set TRITON_INTERPRET=1 before the process starts" in done.stderr

@@ -85,6 +85,17 @@ def test_without_numba_the_reference_runs_after_one_warning(monkeypatch):
     assert len(warned) == 1
 
 
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_numba_that_was_asked_for_and_is_missing_is_named(monkeypatch, backend):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "numba" else found(name, *a))
+    with (
+        use_backend(backend),
+        pytest.raises(ImportError, match=r"numba is not installed \(pip install numba\); .*reference"),
+    ):
+        get("matmul", FLOAT32)
+
+
 def test_importing_loads_neither_numba_nor_scipy():
     code = "import sys, minitorch_peft.kernels; print({'numba', 'scipy'} & set(sys.modules))"
     assert python(code).stdout.strip() == "set()"

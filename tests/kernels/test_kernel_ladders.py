@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from minitorch_peft.kernels import FAMILIES, TABLE, __main__, get, ladder, timing, verify
+from minitorch_peft.kernels.device.driver import NoGPUError
 from minitorch_peft.kernels.examples import SIZES, Draw, examples
 from minitorch_peft.kernels.ladder import Rung, versions
 
@@ -85,7 +87,7 @@ def test_an_exact_kernel_must_give_the_same_bits():
 def test_time_is_shared_out_in_turns(monkeypatch):
     """Of a clock that goes on by 1 a look: each has 4 of 20, so 4 calls, in each of 5 turns."""
     clock, calls = itertools.count(), []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # ours alone looks at it
     times = timing.best_times([lambda: calls.append("a"), lambda: calls.append("b")], 20)
     assert times == [1, 1]
     assert "".join(calls) == "aaaabbbb" * timing.ROUNDS
@@ -121,11 +123,45 @@ def test_a_wrong_version_is_reported_and_not_timed(capsys, monkeypatch):
 
 def test_a_version_that_cannot_run_here_says_why(capsys, monkeypatch):
     def no_device(x):
-        raise RuntimeError("there is no GPU")
+        raise NoGPUError("there is none")
 
     monkeypatch.setattr(__main__, "versions", lambda kernel: (Rung("triton", no_device, "On the GPU."),))
     assert main("silu_forward", "--size", "tiny") == 0
-    assert "not run: there is no GPU" in capsys.readouterr().out
+    assert main("silu_forward", "triton", "--size", "tiny") == 2
+    assert "not run: no GPU: there is none. The Triton kernels need" in capsys.readouterr().out
+
+
+def test_another_error_of_a_version_is_not_taken_for_a_missing_device(monkeypatch):
+    def broken(x):
+        raise RuntimeError("an illegal address")
+
+    monkeypatch.setattr(__main__, "versions", lambda kernel: (Rung("triton", broken, "On the GPU."),))
+    with pytest.raises(RuntimeError, match="an illegal address"):
+        main("silu_forward", "--size", "tiny")
+
+
+def test_the_examples_of_its_help_run(capsys):
+    start = "python -m minitorch_peft.kernels "
+    found = [line.split("#")[0].split(start)[1] for line in __main__.__doc__.splitlines() if start in line]
+    assert len(found) == 4
+    assert [main(*line.split(), "--size", "tiny") for line in found] == [0] * 4
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None
+from minitorch_peft.kernels.__main__ import main
+common = ["--size", "tiny", "--seconds", "0"]
+print([main(["--list"]), main(["silu_forward", "reference", *common]), main(["silu_forward", "numba", *common])])
+main(["silu_forward", "polynomial"])
+"""
+
+
+def test_without_numba_the_command_shows_what_is_left():
+    done = subprocess.run([sys.executable, "-P", "-c", WITHOUT_NUMBA], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[0, 0, 2]", done.stderr
+    assert "not run: numba is not installed (pip install numba)" in done.stdout
+    assert "no version 'polynomial'; there are: reference, numba (the others need numba, which" in done.stderr
 
 
 @pytest.mark.parametrize(
