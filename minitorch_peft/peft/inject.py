@@ -69,6 +69,11 @@ def base_buffers(model: Module) -> Iterator[tuple[str, np.ndarray]]:
                 yield (f"{path}.{name}" if path else name), value
 
 
+def base_constants(model: Module) -> dict[str, np.ndarray]:
+    """Path to array of what gives those buffers their meaning."""
+    return {f"{path}.{name}": array for path, m in base_modules(model) for name, array in m.constants().items()}
+
+
 def packed_sizes(model: Module) -> dict[str, int]:
     """The weights that are stored in fewer bits and cannot be trained, as path to number of values."""
     return {f"{path}.weight": m.packed_parameters for path, m in base_modules(model) if m.packed_parameters}

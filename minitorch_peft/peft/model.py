@@ -17,7 +17,7 @@ from minitorch_peft.nn import ForwardContext, Module, Parameter
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.hooks import TrainingHooks
-from minitorch_peft.peft.inject import Wrapper, base_buffers, base_parameters
+from minitorch_peft.peft.inject import Wrapper, base_buffers, base_constants, base_parameters
 from minitorch_peft.peft.merge import MergeCertificate, Merger
 from minitorch_peft.peft.passes import BASE, begin, checked_rows
 from minitorch_peft.peft.registry import method_of
@@ -231,6 +231,9 @@ class PeftModel(TrainingHooks, Module):
     def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
         """The base's: weights that it stores in four bits."""
         return base_buffers(self.base_model)
+
+    def named_constants(self) -> dict[str, np.ndarray]:
+        return base_constants(self.base_model)
 
     def trainable_parameters(self) -> dict[str, Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
