@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minitorch_peft.autograd import profiler
-from minitorch_peft.autograd.function import Context, ContractError, Node, checksum
+from minitorch_peft.autograd.function import ARRAY, Context, ContractError, Node, checksum
 from minitorch_peft.autograd.tensor import Tensor
 
 
@@ -84,6 +84,7 @@ def _initial_gradient(root: Tensor, gradient: Tensor | np.ndarray | None) -> np.
 
 def _input_gradients(node: Node, g: np.ndarray) -> tuple[Any, ...]:
     """Run one backward rule and hold it to its contract: a gradient has its input's shape and dtype."""
+    node.restore()
     node.check_unchanged()
     saved = node.saved
     result = _run_rule(node, g)
@@ -91,21 +92,20 @@ def _input_gradients(node: Node, g: np.ndarray) -> tuple[Any, ...]:
         raise ContractError(
             node.name, "count", f"backward returned {len(result)} gradient(s) for {len(node.inputs)} input(s)"
         )
-    result = tuple(None if t is None else gi for t, gi in zip(node.inputs, result, strict=True))
+    gradients: list[Any] = []
     for i, (t, gi) in enumerate(zip(node.inputs, result, strict=True)):
         if t is None or gi is None:
+            gradients.append(None)
             continue
-        if not isinstance(gi, np.ndarray | np.generic) or gi.shape != t.shape or gi.dtype != t.dtype:
-            got = f"{gi.dtype} {gi.shape}" if isinstance(gi, np.ndarray | np.generic) else type(gi).__name__
+        if not isinstance(gi, ARRAY) or gi.shape != t.shape or gi.dtype != t.dtype:
+            got = f"{gi.dtype} {gi.shape}" if isinstance(gi, ARRAY) else type(gi).__name__
             raise ContractError(
                 node.name, "shape", f"backward: gradient {i} is {got}, its input is {t.dtype} {t.shape}", i
             )
-    result = tuple(gi if gi is None else np.asarray(gi) for gi in result)
-    # a leaf keeps its gradient: it must not share memory with another gradient or with what was saved
-    return tuple(
-        _own(gi, g, saved, result[:i]) if t is not None and t.is_leaf else gi
-        for i, (t, gi) in enumerate(zip(node.inputs, result, strict=True))
-    )
+        # a leaf keeps its gradient: it must not share memory with another gradient or with what was saved
+        gi = np.asarray(gi)
+        gradients.append(_own(gi, g, saved, gradients) if t.is_leaf else gi)
+    return tuple(gradients)
 
 
 def _run_rule(node: Node, g: np.ndarray) -> tuple[Any, ...]:
@@ -124,8 +124,6 @@ def _run_rule(node: Node, g: np.ndarray) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _own(gi: Any, g: np.ndarray, saved: tuple[Any, ...], earlier: tuple[Any, ...]) -> Any:
-    if gi is None:
-        return None
-    shared = gi is g or gi.base is not None or any(gi is a for a in (*saved, *earlier))
+def _own(gi: np.ndarray, g: np.ndarray, saved: tuple[Any, ...], earlier: list[Any]) -> np.ndarray:
+    shared = gi is g or gi.base is not None or any(gi is a for a in saved) or any(gi is a for a in earlier)
     return np.array(gi) if shared else gi

@@ -10,6 +10,8 @@ import numpy as np
 from minitorch_peft.autograd import profiler
 from minitorch_peft.autograd.tensor import Tensor, Version, is_grad_enabled
 
+ARRAY = (np.ndarray, np.generic)
+
 
 class ContractError(RuntimeError):
     """An operation broke its contract with the engine: it returned the wrong number of gradients or a gradient of
@@ -42,23 +44,65 @@ class Context:
             self.saved = arrays
 
 
+class Output:
+    """What the graph keeps of an operation's output, in place of the tensor: not its array.
+
+    So the graph holds no array but those that were saved, and an output goes as soon as nobody needs it.
+    """
+
+    __slots__ = ("dtype", "grad", "grad_fn", "remade", "shape")
+    is_leaf = False
+
+    def __init__(self, node: Node, array: np.ndarray) -> None:
+        self.grad_fn, self.shape, self.dtype = node, array.shape, array.dtype
+        self.grad: np.ndarray | None = None  # stays so: only leaves get one
+        self.remade: np.ndarray | None = None
+
+    def array(self) -> np.ndarray:
+        """The output once more; all who saved it share it. It goes with the last of them."""
+        if self.remade is None:
+            node = self.grad_fn
+            assert node.function is not None
+            node.restore()
+            node.check_unchanged()
+            with profiler.record(node.name, "again"):
+                self.remade = node.function.again(node)
+        return self.remade
+
+
 class Node(Context):
-    """A Context that is part of the graph: it knows its Function and the tensors that it came from."""
+    """A Context that is part of the graph: it knows its Function and what it came from, leaves or others' outputs."""
 
     def __init__(self, function: type[Function], inputs: tuple[Tensor | None, ...], needs_input_grad: tuple[bool, ...]):
         super().__init__(function.__name__, needs_input_grad)
         self.function: type[Function] | None = function
         # an input that needs no gradient is not kept: the graph must not hold its memory
-        self.inputs = tuple(t if need else None for t, need in zip(inputs, needs_input_grad, strict=True))
+        pairs = zip(inputs, needs_input_grad, strict=True)
+        self.inputs: tuple[Any, ...] = tuple([(t.output or t) if need and t is not None else None for t, need in pairs])
         self.watched: list[tuple[Version, int]] = []
         self.checksums: list[int] | None = None
 
-    def watch(self, tensors: tuple[Tensor, ...]) -> None:
+    def keep_less(self, given: list[Tensor]) -> None:
+        """Leave out of ``saved`` the inputs that their operation can make again."""
+        for t in given:
+            if t.output is not None and t.output.grad_fn.makes_again():
+                self.saved = tuple([t.output if a is t.data else a for a in self.saved])
+
+    def makes_again(self) -> bool:
+        return self.function is not None and self.function.again is not Function.again
+
+    def restore(self) -> None:
+        """Put back into ``saved`` what was left out of it."""
+        self.saved = tuple([a.array() if isinstance(a, Output) else a for a in self.saved])
+
+    def watch(self, tensors: list[Tensor]) -> None:
         """Note the version of every tensor whose memory was saved."""
         arrays = [a for a in self.saved if isinstance(a, np.ndarray)]
         for t in tensors:
-            if any(np.may_share_memory(a, t.data) for a in arrays):
-                self.watched.append((t.version, t.version.count))
+            for a in arrays:
+                if a is t.data or np.may_share_memory(a, t.data):
+                    self.watched.append((t.version, t.version.count))
+                    break
         if Context.debug:
             self.checksums = [checksum(a) for a in arrays]
 
@@ -120,22 +164,30 @@ class Function:
     def backward(ctx: Any, g: np.ndarray) -> Any:
         raise NotImplementedError("a Function defines backward(ctx, g)")
 
+    @staticmethod
+    def again(ctx: Any) -> np.ndarray:
+        """Make the output once more, bit for bit, from what was saved: for one that takes more memory than time.
+
+        Where a Function defines it, operations that save such an output do not keep it.
+        """
+        raise NotImplementedError("a Function whose output need not be kept defines again(ctx)")
+
     @classmethod
     def apply(cls, *inputs: Tensor | None, **constants: Any) -> Tensor:
         """Run the operation; an optional positional input (a bias) may be None."""
-        tensors = tuple(None if x is None else as_tensor(x, cls.__name__) for x in inputs)
+        tensors = tuple([x if x is None or isinstance(x, Tensor) else as_tensor(x, cls.__name__) for x in inputs])
+        given = [t for t in tensors if t is not None]
         enabled = is_grad_enabled()
-        needs = tuple(enabled and t is not None and t.requires_grad for t in tensors)
-        ctx = Node(cls, tensors, needs) if any(needs) else Context(cls.__name__, needs)
+        needs = tuple([enabled and t is not None and t.requires_grad for t in tensors])
+        ctx = Node(cls, tensors, needs) if True in needs else Context(cls.__name__, needs)
         if Context.tape is not None and isinstance(ctx, Node):
             Context.tape.append((ctx, tensors, constants))
-        given = tuple(t for t in tensors if t is not None)
         before = [checksum(t.data) for t in given] if Context.debug else None
         with profiler.record(cls.__name__, "forward"):
-            array = cls.forward(ctx, *(None if t is None else t.data for t in tensors), **constants)
+            array = cls.forward(ctx, *[None if t is None else t.data for t in tensors], **constants)
         if before is not None and before != [checksum(t.data) for t in given]:
             raise ContractError(cls.__name__, "mutates-input", "forward wrote to one of its inputs")
-        if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "biuf":
+        if not isinstance(array, ARRAY) or array.dtype.kind not in "biuf":
             got = "None: is a return missing?" if array is None else f"{type(array).__name__}; one numeric array is due"
             raise ContractError(cls.__name__, "no-array", f"forward returned {got}")
         out = Tensor(np.asarray(array))
@@ -143,8 +195,9 @@ class Function:
             if shares_buffer(out.data, t.data):
                 out.version = t.version
         if isinstance(ctx, Node):
-            ctx.watch((*given, out))
-            out.grad_fn = ctx
+            ctx.watch([*given, out])
+            ctx.keep_less(given)
+            out.grad_fn, out.output = ctx, Output(ctx, out.data)
             out.requires_grad = True
         return out
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from minitorch_peft.autograd.function import Node
+    from minitorch_peft.autograd.function import Node, Output
 
 _grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
 
@@ -37,7 +37,7 @@ class Tensor:
     array([2., 4.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "grad_fn", "requires_grad", "version")
+    __slots__ = ("__weakref__", "data", "grad", "grad_fn", "output", "requires_grad", "version")
     # NumPy must hand ``array + tensor`` to Tensor.__radd__ instead of looping over the elements.
     __array_ufunc__ = None
 
@@ -47,6 +47,7 @@ class Tensor:
         self.data = data
         self.grad: np.ndarray | None = None
         self.grad_fn: Node | None = None
+        self.output: Output | None = None  # this tensor in the graph
         self.version = Version()
         self.requires_grad = False
         if requires_grad:

@@ -192,6 +192,10 @@ class Silu(Function):
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
         return dispatch.get("silu_backward", g.dtype)(g, *ctx.saved)
 
+    @staticmethod
+    def again(ctx: Any) -> np.ndarray:
+        return dispatch.get("silu_forward", ctx.saved[0].dtype)(*ctx.saved)
+
 
 def silu(input: Tensor) -> Tensor:
     """x sigmoid(x) (Elfwing et al. 2017, eq. 7; also called swish).
@@ -214,6 +218,10 @@ class Swiglu(Function):
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return dispatch.get("swiglu_backward", g.dtype)(g, *ctx.saved)
+
+    @staticmethod
+    def again(ctx: Any) -> np.ndarray:
+        return dispatch.get("swiglu_forward", ctx.saved[0].dtype)(*ctx.saved)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -238,6 +246,10 @@ class Gelu(Function):
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
         return dispatch.get("gelu_backward", g.dtype)(g, *ctx.saved)
 
+    @staticmethod
+    def again(ctx: Any) -> np.ndarray:
+        return dispatch.get("gelu_forward", ctx.saved[0].dtype)(*ctx.saved)
+
 
 class GeluTanh(Function):
     """y = x (1 + t) / 2, t = tanh u, u = √(2/π) (x + 0.044715 x³); x gets g (1 + t + x (1-t²) u') / 2."""
@@ -250,6 +262,10 @@ class GeluTanh(Function):
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> np.ndarray:
         return dispatch.get("gelu_tanh_backward", g.dtype)(g, *ctx.saved)
+
+    @staticmethod
+    def again(ctx: Any) -> np.ndarray:
+        return dispatch.get("gelu_tanh_forward", ctx.saved[0].dtype)(*ctx.saved)
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:

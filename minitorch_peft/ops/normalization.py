@@ -24,12 +24,19 @@ class LayerNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, w: np.ndarray | None, b: np.ndarray | None, *, eps: float) -> np.ndarray:
         y, mean, rstd = dispatch.get("layer_norm_forward", x.dtype)(x, w, b, eps)
-        ctx.save_for_backward(x, w, mean, rstd)
+        ctx.eps = eps
+        ctx.save_for_backward(x, w, b, mean, rstd)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> tuple[np.ndarray | None, ...]:
-        return dispatch.get("layer_norm_backward", g.dtype)(g, *ctx.saved, ctx.needs_input_grad)
+        x, w, _, mean, rstd = ctx.saved
+        return dispatch.get("layer_norm_backward", g.dtype)(g, x, w, mean, rstd, ctx.needs_input_grad)
+
+    @staticmethod
+    def again(ctx: Any) -> np.ndarray:
+        x, w, b, *_ = ctx.saved
+        return dispatch.get("layer_norm_forward", x.dtype)(x, w, b, ctx.eps)[0]
 
 
 def layer_norm(
@@ -60,12 +67,18 @@ class RmsNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: np.ndarray, w: np.ndarray | None, *, eps: float) -> np.ndarray:
         y, rstd = dispatch.get("rms_norm_forward", x.dtype)(x, w, eps)
+        ctx.eps = eps
         ctx.save_for_backward(x, w, rstd)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: np.ndarray) -> tuple[np.ndarray | None, ...]:
         return dispatch.get("rms_norm_backward", g.dtype)(g, *ctx.saved, ctx.needs_input_grad)
+
+    @staticmethod
+    def again(ctx: Any) -> np.ndarray:
+        x, w, _ = ctx.saved
+        return dispatch.get("rms_norm_forward", x.dtype)(x, w, ctx.eps)[0]
 
 
 def rms_norm(

@@ -293,7 +293,8 @@ assert dw[:, 0].tolist() == [1, 4, 0, 1]
 # ## 1.7 The backward engine
 # Every tensor that an operation made knows its *node*, `tensor.grad_fn`: the operation, what it saved, and the tensors
 # that it came from, `node.inputs` (`None` for an input that needs no gradient). A *leaf*, such as a parameter, has no
-# node. The engine has two parts.
+# node. Any other tensor is in the graph as its `output`, which has the tensor's node, shape and dtype, but not its
+# array (so that an array goes as soon as no rule needs it). The engine has two parts.
 #
 # **The order** (`topological_order`). A tensor may hand its gradient on only when everything that was computed from
 # it has handed in its part. In $y = \sin(x) \cdot x$ the tensor $x$ has two consumers, at different depths. A list in

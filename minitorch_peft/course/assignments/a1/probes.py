@@ -155,7 +155,7 @@ def backward(
         "error": error,
         "before": before,
         "after": [_copy(t.grad) for t in tensors[: len(leaves)]],
-        "inner": sum(t.grad is not None for t in tensors[len(leaves) :]),
+        "inner": sum(x is not None and x.grad is not None for t in tensors[len(leaves) :] for x in (t, t.output)),
         "runs": Add.runs,
     }
 
@@ -163,7 +163,7 @@ def backward(
 def order(leaves: list[np.ndarray], trainable: list[bool], steps: list[list[Any]], root: int) -> list[int]:
     """topological_order, each tensor by its number in the graph (-1: one that is not in it)."""
     tensors = graph(leaves, trainable, steps)
-    numbers = {id(t): i for i, t in enumerate(tensors)}
+    numbers = {id(t): i for i, t in enumerate(tensors)} | {id(t.output): i for i, t in enumerate(tensors) if t.output}
     return [numbers.get(id(t), -1) for t in engine.topological_order(tensors[root])]
 
 
