@@ -1,7 +1,7 @@
 """Products with a weight in four bits on the GPU, forward and backward, alone and with LoRA in the same pass.
 
-The weight is decoded tile by tile in registers: never written in full, in no pass. Up to 16 rows its bytes are the
-bound (``triton_decode``), above that the tensor cores (``triton_train``). The low-rank term starts the accumulator, so
+The weight is decoded tile by tile in registers: never written in full, in no pass. Of few rows decoding it is the bound
+(``triton_decode``, up to 16), of many the tensor cores (``triton_train``). The low-rank term starts the accumulator, so
 LoRA costs what it costs a dense layer: x A.T in a pass of its own over x, and the passes of its gradients (``lora``).
 """
 

@@ -10,7 +10,10 @@ from ..four_bit.triton_decode import block_scale, pair_values
 def weight_tile(packed, absmax, nested_code, nested_absmax, offset, pairs, rows, column, N, K,
                 BLOCKSIZE: tl.constexpr, NESTED: tl.constexpr, WHOLE: tl.constexpr, COMPUTE: tl.constexpr,
                 BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """W[rows, column : column + BK] of W (N, K) in the compute dtype, [BN, BK], zero beyond the edges.
+    """W[rows, column : column + BK] of W (N, K) in the compute dtype, [BN, BK].
+
+    Finite beyond the edges, but zero there only where absmax is not nested: what it is multiplied by there has to be
+    zero, or the product is not to be stored.
 
     ``column`` is a multiple of BK. WHOLE: a row is a whole number of blocks (K % BLOCKSIZE == 0), as it is in every
     model; then the absmax of a row's piece is loaded once, or once for each block in it.

@@ -2,8 +2,9 @@
 
 Forward draws it as x passes on its way to x A.T, backward for dA and for what comes back along the low-rank path. No
 mask is written or read; one of bytes would cost half a pass over x (in bfloat16) each time. Philox is not free: some 80
-instructions an element, against 32 that fit under reading it once (H100). In the accumulators of the large product
-its state would spill, so dx gets its low-rank term from a kernel of small tiles: dx is read and written once more.
+instructions an element, against 17.7 that fit under reading it once in bfloat16 (H100). In the accumulators of the
+large product its state would spill, so dx gets its low-rank term from a kernel of small tiles: dx is read and written
+once more.
 """
 
 from __future__ import annotations

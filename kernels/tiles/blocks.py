@@ -63,7 +63,8 @@ def _sum_parts(partial, out, count, parts, scale, BLOCK: tl.constexpr):
 def sum_parts(partial: Any, out: Any, scale: float = 1.0) -> Any:
     """Fill ``out`` with scale times the sum over the first axis of ``partial`` (parts, ...) float32; return it.
 
-    One thread adds the parts of an element, in their order: the same bits on every run, which atomic additions are not.
+    One thread adds the parts of an element, in their order: the same bits on every run, which atomic additions are not,
+    for a given configuration of the kernel that made the parts (its tile decides where they end).
     """
     parts, *shape = partial.shape
     count = math.prod(shape)

@@ -80,7 +80,7 @@ def rank_block(*ranks: int) -> int:
 def parts(programs: int, length: int, least: int) -> int:
     """Into how many parts to cut a sum over ``length``, each of ``least`` terms or more, to have enough programs.
 
-    The same on every device: so are the bits of the sum.
+    The same on every device, so that the bits of the sum depend on the kernel's configuration alone.
 
     >>> parts(64, 4096, 256), parts(1000, 4096, 256), parts(1, 100, 256)
     (5, 1, 1)
