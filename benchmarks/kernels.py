@@ -2,11 +2,11 @@
 
     python -m benchmarks.kernels [--kernel NAME ...] [--size NAME] [--rounds 5] [--seconds 0.5] [--json FILE]
 
-The same arguments in every process; results are compared before anything is timed. Ratios are the peer's time / ours,
-above 1 is faster: of the medians (lowest and highest round), and of the shortest times. "PyTorch, tuned" is PyTorch
-with glibc told to keep freed buffers, as our process tells it. Shares are of the rates that this machine reached in the
-same run: copying 64 MiB (bytes read and bytes written both count), or the faster of our and PyTorch's product of
-2048 x 2048 matrices. Needs the extra ``peers``.
+Run it in the clone's folder, and without -P. The same arguments in every process; results are compared before anything
+is timed. Ratios are the peer's time / ours, above 1 is faster: of the medians (lowest and highest round), and of the
+shortest times. "PyTorch, tuned" is PyTorch with glibc told to keep freed buffers, as our process tells it. Shares are
+of the rates that this machine reached in the same run: copying 64 MiB (bytes read and bytes written both count), or the
+faster of our and PyTorch's product of 2048 x 2048 matrices. Needs the extra ``peers``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ class Row:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--kernel", action="append", help="a kernel, the stem of two, or a family; several times")
     parser.add_argument("--size", help="only the cases of this size")
     parser.add_argument("--rounds", type=int, default=5)

@@ -141,6 +141,7 @@ CASES = (
     Case("dequantize_blockwise", "large", ("bitsandbytes",)),
     Case("adamw_8bit_step", "large", ("bitsandbytes",)),
     *_both("linear_4bit lora_linear_4bit", "wide", ("unfused", "bitsandbytes")),
+    Case("linear_forward", "decode", _TORCH),
     Case("linear_4bit_forward", "decode", ("unfused", "bitsandbytes")),
     Case("lora_linear_4bit_forward", "decode", ("unfused", "bitsandbytes")),
 )

@@ -219,9 +219,9 @@ assert by_tiles[2] < 3 * by_tiles[0], "so do four in one tile"
 
 # %% [markdown]
 # Points above the roof are no mistake: its slope is that of memory, and an array that still lies in a cache from the
-# last call comes from there. Points far below it are work that was not counted, or work to do. A library's matrix
-# product first copies its operands into the order in which it reads them: nothing beside the work of 256 rows, but for
-# one row it is ten times the work. The plain tiles from above copy nothing, so there they are ahead.
+# last call comes from there. Points far below it are work that was not counted, or work to do. A matrix product that
+# first copies its operands into the order in which it reads them, as `gemm` does, adds nothing beside the work of 256
+# rows; for one row the copy is most of the work. (The layers' own product has another way for few rows.)
 #
 # ## Counted bytes decide what to fuse
 # LoRA computes $y = xW^\top + s\,(xA^\top)B^\top$. Written with four operators it makes four arrays of $y$'s size or

@@ -109,7 +109,7 @@ LADDER = {
         Rung(
             "numba",
             softmax_forward,
-            "Each thread takes its share of the rows; no row needs another. Twice as fast where a second core is free.",
+            "Each thread takes its share of the rows; no row needs another. It gains what memory allows.",
         ),
     )
 }

@@ -418,8 +418,8 @@ weight = GPT.from_pretrained("tiny-0.25m").get("blocks.1.mlp.up_proj").weight.da
 scaled = (weight.reshape(-1, 64) / np.abs(weight.reshape(-1, 64)).max(1, keepdims=True)).ravel()
 left.hist(scaled, 100, density=True, color="lightgrey")
 for height, name in enumerate(TYPES[1:]):
-    values = code_table(name)
-    left.plot(values, np.full(16, -0.1 - 0.12 * height), "|", markersize=12, label=name)
+    values = code_table(name)[int(name == "int4") :]  # its lowest code, -8/7, is never used
+    left.plot(values, np.full(len(values), -0.1 - 0.12 * height), "|", markersize=12, label=name)
 left.set(xlabel="weight / absmax of its block", title="Where the values are")
 left.legend(fontsize=8, loc="upper right")
 
@@ -440,6 +440,7 @@ for shift, label, found in ((-0.2, "modern English, before", before), (0.2, "139
 lost = merged["four bits again"] - after["float32"]
 right.plot([0, 0.4], [lost, lost], "k--", label="1395, merged into four bits")
 right.set_xticks(places, TYPES[1:])
+right.set_ylim(top=1.45 * right.get_ylim()[1])  # room for the legend
 right.set(ylabel="bits per byte lost against float32", title="What four bits cost")
 right.legend(fontsize=8, loc="upper left")
 fig.tight_layout()

@@ -122,3 +122,11 @@ def test_no_kernel_costs_more_than_was_recorded(kernels, recorded):
         for what in ("shared", "spills"):
             assert row[what] <= before[what], f"{name}: {row[what]} {what}, were {before[what]}; {RECORD}"
         assert row["blocks"] >= before["blocks"] or slack, f"{name}: fewer blocks at a time; {RECORD}"
+
+
+def test_where_there_is_nothing_to_build_the_gate_says_so(monkeypatch, capsys):
+    gate = pytest.importorskip("minitorch_peft.kernels.device.gate", exc_type=ImportError)
+    monkeypatch.setattr(gate, "FAMILIES", {})
+    monkeypatch.setattr("sys.argv", ["gate"])
+    assert gate.main() == 2
+    assert "nothing to build here" in capsys.readouterr().err
