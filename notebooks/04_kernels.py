@@ -57,7 +57,6 @@ seconds = best_times([lambda: copy(source, target), lambda: product(square, squa
 bandwidth, peak = 2 * source.nbytes / seconds[0], 2 * 1536**3 / seconds[1]
 print(f"copies {bandwidth / 1e9:.0f} GB/s, multiplies and adds {peak / 1e9:.0f} GFLOP/s")
 print(f"in the time for one float from memory: {peak / bandwidth * 4:.0f} operations")
-assert peak > bandwidth / 4, "arithmetic is cheaper than memory on every machine of this century"
 
 # %% [markdown]
 # ## GELU, step by step
@@ -84,7 +83,6 @@ def climb(kernel, *args, budget=0.15):
 
 x = draw.array(1 << 20)
 gelu = climb("gelu_tanh_forward", x)
-assert gelu["polynomial"] < gelu["tanh"] / 4, "no call in the loop: vectorised"
 
 # %% [markdown]
 # Where do the steps come from? Not from doing less: the arithmetic of the last version is more than that of the first.
@@ -131,7 +129,6 @@ assert all(b < a for a, b in pairwise(errors[:5])), "each term helps, until roun
 # %%
 rows = draw.array(1024, 384)
 norm = climb("layer_norm_forward", rows, draw.array(384), draw.array(384), 1e-5)
-assert norm["lanes"] < norm["rows"] / 2
 
 # %% [markdown]
 # Does it matter? The reordered sum is even closer to the truth: 64 short chains round less than one long one.
@@ -162,7 +159,6 @@ ax.set_xlim(right=3 * max(rates.values()))
 ax.invert_yaxis()
 plt.tight_layout()
 plt.show()
-assert rates["loops"] < rates["lanes"] / 2 and rates["lanes"] < rates["blas"]
 
 # %% [markdown]
 # ## The roofline
@@ -213,9 +209,6 @@ for rows, t, least, q in zip(counts, times, bound, moved, strict=True):
     side = "memory" if q / bandwidth == least else "arithmetic"
     print(f"{rows:4d} rows: {q / 1e6:5.1f} MB, at least {1e3 * least:6.2f} ms ({side}), measured {1e3 * t:6.2f} ms")
 ridge = peak / bandwidth
-assert work[0] / moved[0] < ridge < work[-1] / moved[-1], "one row lies under the slope, 256 under the flat part"
-assert times[3] < 4 * times[0], "eight rows cost far less than eight times one: the weight is read once"
-assert by_tiles[2] < 3 * by_tiles[0], "so do four in one tile"
 
 # %% [markdown]
 # Points above the roof are no mistake: its slope is that of memory, and an array that still lies in a cache from the
@@ -250,7 +243,6 @@ for name, t in zip(traffic, both, strict=True):
     print(f"{name:8s} {1e3 * t:7.2f} ms, {traffic[name] / 1e6:5.1f} MB of activations")
 print(f"{traffic['unfused'] / traffic['fused']:.1f} times the bytes, {both[1] / both[0]:.2f} times the time")
 assert traffic["unfused"] > 3 * traffic["fused"]
-assert both[0] < 1.3 * both[1], "the fused kernel is not slower"
 
 # %% [markdown]
 # The time shrinks by less than the bytes: most of it is the product with $W$, which both have. That, too, is in the
