@@ -132,7 +132,7 @@ def check_lora_forward(
 def check_lora_backward(
     grad: np.ndarray, x: np.ndarray, xa: np.ndarray, q: Quantized, lora_a: np.ndarray, lora_b: np.ndarray
 ) -> None:
-    """Raise ValueError unless grad (..., N) and xa (..., r) fit the arguments of the forward pass; TypeError for dtypes."""
+    """Raise ValueError unless grad (..., N) and xa (..., r) fit the forward pass; TypeError for dtypes."""
     check_lora_forward(x, q, None, lora_a, lora_b)
     same_dtype("linear_4bit", x.dtype, grad=grad, xa=xa)
     same_shape("linear_4bit", "grad", grad, (*x.shape[:-1], q.shape[0]))
