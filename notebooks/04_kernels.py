@@ -208,7 +208,6 @@ bound = np.maximum(work / peak, moved / bandwidth)
 for rows, t, least, q in zip(counts, times, bound, moved, strict=True):
     side = "memory" if q / bandwidth == least else "arithmetic"
     print(f"{rows:4d} rows: {q / 1e6:5.1f} MB, at least {1e3 * least:6.2f} ms ({side}), measured {1e3 * t:6.2f} ms")
-ridge = peak / bandwidth
 
 # %% [markdown]
 # Points above the roof are no mistake: its slope is that of memory, and an array that still lies in a cache from the
