@@ -11,7 +11,7 @@ ASSIGNMENTS := $(notdir $(patsubst %/manifest.toml,%,$(wildcard minitorch_peft/c
 .PHONY: demo test test-all prove lint notebooks notebooks-check clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/data.stamp  ## adapt a GPT from modern English to that of 1395, by five methods
+demo: $(VENV)/data.stamp  ## adapt a GPT from modern English to that of 1395, by each method
 	$(BIN)/minitorch-peft compare
 
 test: $(VENV)/dev.stamp  ## the fast tests
