@@ -14,9 +14,32 @@ from .jit import emitted, inner
 
 
 @emitted
-def _call(typingctx, address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias):
+def _call(
+    typingctx,
+    address,
+    trans_a,
+    trans_b,
+    m,
+    n,
+    k,
+    alpha,
+    a,
+    lda,
+    b,
+    ldb,
+    beta,
+    c,
+    ldc,
+    bias,
+    k2,
+    alpha2,
+    a2,
+    lda2,
+    b2,
+    ldb2,
+):
     integer, real = types.int64, types.float32
-    kinds = (integer,) * 5 + (real,) + (integer,) * 4 + (real,) + (integer,) * 3
+    kinds = (integer,) * 5 + (real,) + (integer,) * 4 + (real,) + (integer,) * 4 + (real,) + (integer,) * 4
     signature = types.void(types.intp, *kinds)
 
     def codegen(context, builder, signature, args):
@@ -33,13 +56,19 @@ def gemm(blas, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
 
     ``ld*`` is the distance between two rows in elements.
     """
-    _call(blas, int(trans_a), int(trans_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, 0)
+    _call(blas, int(trans_a), int(trans_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, 0, 0, 0.0, 0, 0, 0, 0)
 
 
 @inner
 def gemm_bias(blas, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, bias, c, ldc):
     """C (m, n) = alpha * op(A) (m, k) @ op(B) (k, n) + bias (n) in every row."""
-    _call(blas, int(trans_a), int(trans_b), m, n, k, alpha, a, lda, b, ldb, 0.0, c, ldc, bias)
+    _call(blas, int(trans_a), int(trans_b), m, n, k, alpha, a, lda, b, ldb, 0.0, c, ldc, bias, 0, 0.0, 0, 0, 0, 0)
+
+
+@inner
+def gemm_sum(blas, trans_b, m, n, k, a, lda, b, ldb, bias, k2, alpha2, a2, lda2, b2, ldb2, c, ldc):
+    """C (m, n) = A (m, k) op(B) + bias (n; 0: none) + alpha2 A2 (m, k2) op(B2); where k2 is small, C passes by once."""
+    _call(blas, 0, int(trans_b), m, n, k, 1.0, a, lda, b, ldb, 0.0, c, ldc, bias, k2, alpha2, a2, lda2, b2, ldb2)
 
 
 @inner

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .gemm import at, gemm, skinny_step
+from .gemm import at, gemm, gemm_sum
 from .jit import inner, span
-from .products import block, fill_bias
+from .products import block
 
 _SMALL, _SMALL_RESULT = 1_000_000, 1200
 """Multiply-adds up to which OpenBLAS copies nothing; numbers in the result, where the second factor is transposed."""
@@ -30,16 +30,12 @@ def rows_times(blas, trans_b, rows, n, k, alpha, a, lda, b, ldb, c, ldc):
 
 @inner
 def adapted_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y):
-    """A block of y = x W.T + b + s xa B.T: bias and low-rank term of some rows at a time, then the base product."""
+    """A block of y = x W.T + b + s xa B.T: the low-rank term is added to a tile of y while it is in the cache."""
     (rows, k), (n, rank) = x.shape, lora_b.shape
     r0, r1, n0, n1 = block(t, parts, rows, n)
-    up, step = at(lora_b, n0 * rank), skinny_step(rows, n, rank)
-    for r in range(r0, r1, step):
-        last = min(r + step, r1)
-        beta, low, out = fill_bias(y, bias, r, last, n0, n1), at(xa, r * rank), at(y, r * n + n0)
-        gemm(blas, False, True, last - r, n1 - n0, rank, scaling, low, rank, up, rank, beta, out, n)
-    rows, out = at(x, r0 * k), at(y, r0 * n + n0)
-    gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, rows, k, at(weight, n0 * k), k, 1.0, out, n)
+    start, low, up = at(bias, n0) if bias.size else 0, at(xa, r0 * rank), at(lora_b, n0 * rank)
+    inputs, weights, out = at(x, r0 * k), at(weight, n0 * k), at(y, r0 * n + n0)
+    gemm_sum(blas, True, r1 - r0, n1 - n0, k, inputs, k, weights, k, start, rank, scaling, low, rank, up, rank, out, n)
 
 
 @inner

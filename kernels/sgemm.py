@@ -21,7 +21,11 @@ from .transpose import transpose
 
 REAL32 = types.float32
 _ZERO, _ONE = np.float32(0), np.float32(1)
-SIGNATURE = types.void(INT, INT, INT, INT, INT, REAL32, INT, INT, INT, INT, REAL32, INT, INT, INT)
+_FLAGS_AND_SIZES, _OPERANDS = (INT,) * 5, (INT,) * 4
+SIGNATURE = types.void(
+    *_FLAGS_AND_SIZES, REAL32, *_OPERANDS, REAL32, INT, INT, INT, INT, REAL32, *_OPERANDS,
+)  # fmt: skip
+"""That of ``_sgemm``."""
 
 _BLAS = "minitorch_scipy_sgemm"
 _OURS = host_has("avx512f")
@@ -35,7 +39,11 @@ _UNPACKED = 1_000_000
 """Up to this many multiply-adds OpenBLAS copies neither A nor B, and is as fast."""
 
 
-_panel, _start, _edge = stack_floats(_DEPTH * COLUMNS), stack_floats(COLUMNS), stack_floats(ROWS * COLUMNS)
+_THIN = 64
+"""Up to this depth the second term is added tile by tile."""
+
+_panel, _thin_panel = stack_floats(_DEPTH * COLUMNS), stack_floats(_THIN * COLUMNS)
+_start, _nothing, _edge = stack_floats(COLUMNS), stack_floats(COLUMNS), stack_floats(ROWS * COLUMNS)
 
 
 @emitted
@@ -92,23 +100,28 @@ def _put(edge, rows, columns, beta, c, ldc):
 
 
 @inner
-def _column_of_tiles(m, columns, k, alpha, a, a_row, a_step, b, b_step, beta, start, edge, c, ldc):
-    """C (m, columns) = alpha A B + beta C + start, tile by tile; rows of B are b_step apart."""
+def _column_of_tiles(m, columns, k, alpha, a, a_row, a_step, b, b_step, beta, start, term, edge, c, ldc):
+    """C (m, columns) = alpha A B + beta C + start, and the second term, while a tile of C is in the first cache."""
+    k2, alpha2, a2, a2_row, a2_step, b2, nothing = term
     for i in range(0, m, ROWS):
         rows, first, out = min(ROWS, m - i), a + 4 * i * a_row, c + 4 * i * ldc
         whole = rows == ROWS and columns == COLUMNS
         target, step, keep = (out, ldc, beta) if whole else (edge, COLUMNS, _ZERO)
         tile(k, first, 4 * a_row, 4 * a_step, rows - 1, b, 4 * b_step, alpha, keep, start, target, 4 * step)
+        if k2 > 0:
+            first = a2 + 4 * i * a2_row
+            tile(k2, first, 4 * a2_row, 4 * a2_step, rows - 1, b2, 4 * COLUMNS, alpha2, _ONE, nothing, target, 4 * step)
         if not whole:
             _put(edge, rows, columns, beta, out, ldc)
 
 
 @inner
-def _tiled(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias):
-    """See ``_sgemm``; k > 0. Column of tiles by column of tiles: all of A passes by one panel of B."""
+def _tiled(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias, k2, alpha2, a2, lda2, b2, ldb2):
+    """See ``_sgemm``; k > 0, k2 <= _THIN. Column of tiles by column of tiles: all of A passes by one panel of B."""
     a_row, a_step = (1, lda) if trans_a else (lda, 1)
     b_row, b_column = (1, ldb) if trans_b else (ldb, 1)
-    panel, start, edge = _panel(), _start(), _edge()
+    panel, thin, start, nothing, edge = _panel(), _thin_panel(), _start(), _nothing(), _edge()
+    fill(row_at(nothing, COLUMNS), _ZERO)
     for k0 in range(0, k, _DEPTH):
         depth, keep = min(_DEPTH, k - k0), beta if k0 == 0 else _ONE
         for j in range(0, n, COLUMNS):
@@ -119,24 +132,41 @@ def _tiled(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias)
             fill(row_at(start, COLUMNS), _ZERO)
             if bias and k0 == 0:
                 copy(row_at(bias + 4 * j, columns), row_at(start, columns))
+            if k0 == 0 and k2 > 0:
+                _pack(trans_b, b2 + 4 * j * (ldb2 if trans_b else 1), ldb2, k2, columns, thin)
+            term = (k2 if k0 == 0 else 0, alpha2, a2, 1 if trans_a else lda2, lda2 if trans_a else 1, thin, nothing)
             rows = a + 4 * k0 * a_step
             _column_of_tiles(
-                m, columns, depth, alpha, rows, a_row, a_step, source, step, keep, start, edge, c + 4 * j, ldc
+                m, columns, depth, alpha, rows, a_row, a_step, source, step, keep, start, term, edge, c + 4 * j, ldc
             )
 
 
-def _sgemm(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias):
-    """C (m, n) = alpha op(A) op(B) + beta C + bias (n) in every row, where bias is not 0; see ``gemm``."""
-    if m <= 0 or n <= 0:
-        return
-    if _OURS and m * n * k > _UNPACKED and m >= ROWS and n >= LANES:
-        _tiled(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias)
-        return
+@inner
+def _product(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias):
     if bias:
         beta = _ONE
         for i in range(m):
             copy(row_at(bias, n), row_at(c + 4 * i * ldc, n))
     _blas(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+
+
+def _sgemm(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias, k2, alpha2, a2, lda2, b2, ldb2):
+    """C (m, n) = alpha op(A) op(B) + beta C + bias (n) + alpha2 op(A2) op(B2); see ``gemm`` and ``gemm_sum``.
+
+    Without a bias its address is 0, without a second term k2 is. C is not read where beta is 0.
+    """
+    if m <= 0 or n <= 0:
+        return
+    fits = _OURS and m * n * k > _UNPACKED and m >= ROWS and n >= LANES
+    if fits and k2 <= _THIN:
+        _tiled(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias, k2, alpha2, a2, lda2, b2, ldb2)
+        return
+    if fits:
+        _tiled(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias, 0, alpha2, a2, lda2, b2, ldb2)
+    else:
+        _product(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, bias)
+    if k2 > 0:
+        _blas(trans_a, trans_b, m, n, k2, alpha2, a2, lda2, b2, ldb2, _ONE, c, ldc)
 
 
 def start(blas: int) -> int:

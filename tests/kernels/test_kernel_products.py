@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minitorch_peft.kernels import jit, runtime
-from minitorch_peft.kernels.gemm import at, gemm, gemm_bias, skinny_step
+from minitorch_peft.kernels.gemm import at, gemm, gemm_bias, gemm_sum, skinny_step
 from minitorch_peft.kernels.jit import INT, OUT1, OUT2, REAL, inner, span
 from minitorch_peft.kernels.microkernel import COLUMNS, LANES, ROWS
 from minitorch_peft.kernels.threads import each_part
@@ -62,6 +62,32 @@ def test_small_products(m, n, k, trans_a, trans_b, beta, bias):
 def test_products_too_large_to_be_left_where_they_lie(m, n, trans_a, trans_b, beta, bias):
     """Edges of tiles on both sides, several panels deep, B read in place and copied."""
     check(m, n, 1_000_001 // (m * n) + 1, trans_a, trans_b, 0.7, beta, bias)
+
+
+@jit.kernel(INT, INT, INT, INT, INT, OUT2, OUT2, OUT1, INT, REAL, OUT2, OUT2, OUT2)
+def _sum(parts, blas, trans_b, m, n, k, a, b, bias, k2, alpha2, a2, b2, c):
+    start, ld = at(bias, 0) if bias.size else 0, c.shape[1]
+    gemm_sum(
+        blas, trans_b, m, n, k, at(a, 0), a.shape[1], at(b, 0), b.shape[1], start,
+        k2, alpha2, at(a2, 0), a2.shape[1], at(b2, 0), b2.shape[1], at(c, 0), ld,
+    )  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 150), st.sampled_from([0, 1, 8, 64, 65, 200]), flags, flags, flags)
+def test_a_sum_of_two_products(m, n, k2, trans_b, bias, large):
+    """Tile by tile up to a depth of 64, one after the other beyond it, and where BLAS multiplies."""
+    k = 1_000_001 // (m * n) + 1 if large else 7
+    rng = np.random.default_rng(m + n + k2)
+    a, a2, b, b2 = (rng.standard_normal(s).astype(np.float32) for s in (
+        (m, k), (m, k2), (n, k) if trans_b else (k, n), (n, k2) if trans_b else (k2, n),
+    ))  # fmt: skip
+    start, c = rng.standard_normal(n if bias else 0).astype(np.float32), np.full((m, n + 2), np.nan, np.float32)
+    right, right2 = (x.T.astype(float) if trans_b else x.astype(float) for x in (b, b2))
+    exact = a.astype(float) @ right - 0.3 * a2.astype(float) @ right2 + (start if bias else 0)
+    _sum(1, runtime.start(), trans_b, m, n, k, a, b, start, k2, -0.3, a2, b2, c)
+    np.testing.assert_allclose(c[:, :n], exact, rtol=0, atol=3e-6 * (1 + np.sqrt(k + k2)) * (1 + k / 200))
+    assert np.isnan(c[:, n:]).all()
 
 
 @pytest.mark.parametrize("k", [1, 511, 512, 513, 1030])
