@@ -46,10 +46,13 @@ def start() -> None:
 
 
 def _borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """An array without its owner: the kernel's caller keeps it, so that threads need not count who uses it.
+    """An array without its owner (or a tuple of such): the kernel's caller keeps it, so threads need not count.
 
     Every slice would be counted, and all threads would write to one counter.
     """
+    if isinstance(kind, types.BaseTuple):
+        values = zip(kind, cgutils.unpack_tuple(builder, value), strict=True)
+        return context.make_tuple(builder, kind, [_borrowed(context, builder, *pair) for pair in values])
     if not isinstance(kind, types.Array):
         return value
     array = context.make_array(kind)(context, builder, value)

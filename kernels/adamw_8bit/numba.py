@@ -6,7 +6,7 @@ import math
 
 import numba
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from ..blocks import dequantize_row, quantize_row, scale_block
 from ..eight_bit.codes import create_dynamic_map
@@ -14,6 +14,7 @@ from ..eight_bit.numba import search
 from ..gemm import at
 from ..jit import IN1, INT, OUT1, OUT2, REAL, inner, kernel, parts, span
 from ..pointers import bytes_at, row_at
+from ..threads import each_part
 from .reference import BLOCKSIZE, check_moments
 
 f32 = np.float32
@@ -43,12 +44,12 @@ def quantize_moment(values, scratch, edges, start, rounds, codes):
 @inner
 def step_part(t, parts, p, g, m, m_absmax, v, v_absmax, signed, unsigned, constants, scratch):
     """The blocks of one thread. ``signed`` and ``unsigned``: a code, its boundaries, and where to look for them."""
-    first, last = span(t, parts, m_absmax.size)
+    (first, last), mine = span(t, parts, m_absmax.size), scratch[t]
     for block in range(first, last):
         start, size = block * BLOCKSIZE, min(BLOCKSIZE, p.size - block * BLOCKSIZE)
         m_codes, v_codes = bytes_at(m.ctypes.data + start, size), bytes_at(v.ctypes.data + start, size)
-        m_row, v_row = row_at(at(scratch, 0), size), row_at(at(scratch, BLOCKSIZE), size)
-        rest = row_at(at(scratch, 2 * BLOCKSIZE), size)
+        m_row, v_row = row_at(at(mine, 0), size), row_at(at(mine, BLOCKSIZE), size)
+        rest = row_at(at(mine, 2 * BLOCKSIZE), size)
         dequantize_row(m_codes, signed[0], m_absmax[block], m_row)
         dequantize_row(v_codes, unsigned[0], v_absmax[block], v_row)
         update_row(row_at(at(p, start), size), row_at(at(g, start), size), m_row, v_row, *constants)
@@ -59,10 +60,9 @@ def step_part(t, parts, p, g, m, m_absmax, v, v_absmax, signed, unsigned, consta
 @kernel(OUT1, IN1, OUT_BYTES, OUT1, OUT_BYTES, OUT1, *TABLES, *TABLES, *[REAL] * 7, OUT2)
 def _step(parts, p, g, m, m_absmax, v, v_absmax, code1, edges1, start1, rounds1, code2, edges2, start2, rounds2,
           keep, blend1, beta2, blend2, root, eps, rate, scratch):  # fmt: skip
-    for t in prange(parts):
-        signed, unsigned = (code1, edges1, start1, rounds1), (code2, edges2, start2, rounds2)
-        constants = f32(keep), f32(blend1), f32(beta2), f32(blend2), f32(root), f32(eps), f32(rate)
-        step_part(t, parts, p, g, m, m_absmax, v, v_absmax, signed, unsigned, constants, scratch[t])
+    signed, unsigned = (code1, edges1, start1, rounds1), (code2, edges2, start2, rounds2)
+    constants = f32(keep), f32(blend1), f32(beta2), f32(blend2), f32(root), f32(eps), f32(rate)
+    each_part(parts, step_part, (p, g, m, m_absmax, v, v_absmax, signed, unsigned, constants, scratch))
 
 
 def adamw_8bit_step(

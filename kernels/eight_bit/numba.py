@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from ..blocks import dequantize_row, quantize_row, scale_block
 from ..gemm import at
 from ..jit import IN1, INT, OUT1, OUT2, inner, kernel, parts, span
 from ..pointers import bytes_at, row_at
+from ..threads import each_part
 from .checks import check_codes, flat_float32, refuse
 from .codes import boundaries
 
@@ -22,19 +23,19 @@ def _quantize_part(t, parts, x, edges, start, rounds, blocksize, scratch, codes,
     first, last = span(t, parts, absmax.size)
     for block in range(first, last):
         at_, size = block * blocksize, min(blocksize, x.size - block * blocksize)
-        scaled = row_at(at(scratch, 0), size)
+        scaled = row_at(at(scratch, t * scratch.shape[1]), size)
         absmax[block] = scale_block(row_at(at(x, at_), size), scaled)
         quantize_row(scaled, edges, start, rounds, bytes_at(codes.ctypes.data + at_, size))
 
 
 @kernel(IN1, IN1, IN_BYTES, INT, INT, OUT2, OUT_BYTES, OUT1)
 def _quantize(parts, x, edges, start, rounds, blocksize, scratch, codes, absmax):
-    for t in prange(parts):
-        _quantize_part(t, parts, x, edges, start, rounds, blocksize, scratch[t], codes, absmax)
+    each_part(parts, _quantize_part, (x, edges, start, rounds, blocksize, scratch, codes, absmax))
 
 
 @inner
-def _dequantize_rows(first, last, codes, absmax, code, blocksize, out):
+def _dequantize_part(t, parts, codes, absmax, code, blocksize, out):
+    first, last = span(t, parts, absmax.size)
     for block in range(first, last):
         start, size = block * blocksize, min(blocksize, codes.size - block * blocksize)
         row = bytes_at(codes.ctypes.data + start, size)
@@ -43,9 +44,7 @@ def _dequantize_rows(first, last, codes, absmax, code, blocksize, out):
 
 @kernel(IN_BYTES, IN1, IN1, INT, OUT1)
 def _dequantize(parts, codes, absmax, code, blocksize, out):
-    for t in prange(parts):
-        first, last = span(t, parts, absmax.size)
-        _dequantize_rows(first, last, codes, absmax, code, blocksize, out)
+    each_part(parts, _dequantize_part, (codes, absmax, code, blocksize, out))
 
 
 def quantize_blockwise(x: np.ndarray, code: np.ndarray, blocksize: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -7,12 +7,13 @@ be fast enough to stay ahead of memory. A 16-bit result is decoded piece by piec
 from __future__ import annotations
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from ..gemm import at
 from ..jit import FLAG, OUT1, OUT2, exact, inner, kernel, parts, span
 from ..nibbles import WEIGHT, arguments, decode
 from ..pointers import row_at
+from ..threads import each_part
 from .layout import Quantized
 
 OUT_BITS = types.Array(types.uint16, 1, "C")
@@ -29,9 +30,8 @@ def _decode_part(t, parts, weight, blocksize, out):
 
 @kernel(*WEIGHT, OUT1)
 def _float32(parts, packed, absmax, nested_map, nested_absmax, offset, blocksize, table, out):
-    for t in prange(parts):
-        weight = packed, absmax, nested_map, nested_absmax, offset, blocksize, table
-        _decode_part(t, parts, weight, blocksize, out)
+    weight = packed, absmax, nested_map, nested_absmax, offset, blocksize, table
+    each_part(parts, _decode_part, (weight, blocksize, out))
 
 
 @exact
@@ -70,11 +70,11 @@ def _round_float16(x, out):
 
 @inner
 def _round_part(t, parts, weight, scratch, out, brain):
-    first, last = span(t, parts, (out.size + PIECE - 1) // PIECE)
+    (first, last), mine = span(t, parts, (out.size + PIECE - 1) // PIECE), scratch[t]
     for piece in range(first, last):
         start, stop = piece * PIECE, min((piece + 1) * PIECE, out.size)
-        decode(weight, start, stop, at(scratch, 0))
-        values = row_at(at(scratch, 0), stop - start)
+        decode(weight, start, stop, at(mine, 0))
+        values = row_at(at(mine, 0), stop - start)
         if brain:
             _round_bfloat16(values, out[start:stop])
         else:
@@ -85,9 +85,8 @@ def _round_part(t, parts, weight, scratch, out, brain):
 def _sixteen_bits(
     parts, packed, absmax, nested_map, nested_absmax, offset, blocksize, table, scratch, out, brain
 ):  # fmt: skip
-    for t in prange(parts):
-        weight = packed, absmax, nested_map, nested_absmax, offset, blocksize, table
-        _round_part(t, parts, weight, scratch[t], out, brain)
+    weight = packed, absmax, nested_map, nested_absmax, offset, blocksize, table
+    each_part(parts, _round_part, (weight, scratch, out, brain))
 
 
 def dequantize(q: Quantized, dtype: str, out: np.ndarray) -> None:

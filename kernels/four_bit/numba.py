@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from ..blocks import scale_block
 from ..eight_bit.checks import flat_float32
@@ -11,6 +11,7 @@ from ..eight_bit.numba import quantize_blockwise, refuse_nonfinite
 from ..gemm import at
 from ..jit import IN1, INT, OUT1, OUT2, exact, inner, kernel, parts, span
 from ..pointers import bytes_at, row_at
+from ..threads import each_part
 from .codes import boundaries, order
 from .decode import PIECE, dequantize
 from .layout import Quantized, check_format, check_quantized, output
@@ -50,22 +51,21 @@ def translate(packed, table):
 @inner
 def quantize_part(t, parts, x, blocksize, b, table, scratch, packed, absmax):
     """The blocks of one thread: scaled one by one, then packed by the piece, as a loop has to be long to be fast."""
-    first, last = span(t, parts, absmax.size)
+    (first, last), mine = span(t, parts, absmax.size), scratch[t]
     for start in range(first * blocksize, min(last * blocksize, x.size), PIECE):
         stop = min(start + PIECE, last * blocksize, x.size)
         for i in range(start, stop, blocksize):
             size = min(blocksize, stop - i)
-            absmax[i // blocksize] = scale_block(row_at(at(x, i), size), row_at(at(scratch, i - start), size))
+            absmax[i // blocksize] = scale_block(row_at(at(x, i), size), row_at(at(mine, i - start), size))
         out = bytes_at(packed.ctypes.data + start // 2, (stop - start + 1) // 2)
-        pack(row_at(at(scratch, 0), stop - start), b, out)
+        pack(row_at(at(mine, 0), stop - start), b, out)
         if table.size:
             translate(out, table)
 
 
 @kernel(IN1, INT, EDGES, IN_BYTES, OUT2, OUT_BYTES, OUT1)
 def _quantize(parts, x, blocksize, b, table, scratch, packed, absmax):
-    for t in prange(parts):
-        quantize_part(t, parts, x, blocksize, b, table, scratch[t], packed, absmax)
+    each_part(parts, quantize_part, (x, blocksize, b, table, scratch, packed, absmax))
 
 
 def quantize_4bit(

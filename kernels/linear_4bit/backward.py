@@ -7,7 +7,6 @@ of W is decoded once.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .. import runtime
 from ..four_bit.layout import Quantized
@@ -16,6 +15,7 @@ from ..jit import FLAG, IN2, INT, OUT1, OUT2, OUT3, REAL, inner, kernel, span
 from ..lowrank import block_rows, gradient_block, summed
 from ..nibbles import WEIGHT, arguments, decode_tile
 from ..products import bias_gradient, product_parts
+from ..threads import each_part
 from .tiles import tile_shape
 
 
@@ -24,7 +24,7 @@ def _low_rank_gradients(t, parts, blas, grad, x, xa, lora_a, lora_b, scaling, ne
     """A thread's rows of dx = s grad B A, and their share of dA and dB, in one pass over grad and x."""
     (first, last), (rank, k), n = span(t, parts, len(x)), lora_a.shape, grad.shape[1]
     step = block_rows(n, k, rank)
-    low = np.empty((step, rank), np.float32)
+    low, da, db = np.empty((step, rank), np.float32), da[t], db[t]
     da[:], db[:] = 0, 0
     for r in range(first, last, step):
         g, rows, u, out = at(grad, r * n), at(x, r * k), at(xa, r * rank), at(dx, r * k if needs[0] else 0)
@@ -34,9 +34,9 @@ def _low_rank_gradients(t, parts, blas, grad, x, xa, lora_a, lora_b, scaling, ne
 
 
 @inner
-def _inputs(t, parts, blas, grad, weight, beta, high, wide, tile, dx):
+def _inputs(t, parts, blas, grad, weight, beta, high, wide, tiles, dx):
     """Some columns of dx = grad W + beta dx, for which the thread decodes the same columns of W."""
-    (rows, n), k = grad.shape, dx.shape[1]
+    (rows, n), k, tile = grad.shape, dx.shape[1], tiles[t]
     first, last = span(t, parts, k)
     for k0 in range(first, last, wide):
         k1 = min(k0 + wide, last)
@@ -51,16 +51,14 @@ def _inputs(t, parts, blas, grad, weight, beta, high, wide, tile, dx):
 def _backward(parts, blas, grad, x, xa, packed, absmax, nested_map, nested_absmax, offset, blocksize, table,
               lora_a, lora_b, scaling, high, wide, need_x, need_bias, need_a, need_b, tiles, dx, dbias, da,
               db):  # fmt: skip
+    weight, beta = (packed, absmax, nested_map, nested_absmax, offset, blocksize, table), 0.0
     if len(lora_a):
-        for t in prange(parts):
-            needs = (need_x, need_a, need_b)
-            _low_rank_gradients(t, parts, blas, grad, x, xa, lora_a, lora_b, scaling, needs, dx, da[t], db[t])
-    for t in prange(parts):
-        if need_x:
-            weight = packed, absmax, nested_map, nested_absmax, offset, blocksize, table
-            _inputs(t, parts, blas, grad, weight, 1.0 if len(lora_a) else 0.0, high, wide, tiles[t], dx)
-        if need_bias:
-            bias_gradient(t, parts, grad, dbias)
+        needs, beta = (need_x, need_a, need_b), 1.0
+        each_part(parts, _low_rank_gradients, (blas, grad, x, xa, lora_a, lora_b, scaling, needs, dx, da, db))
+    if need_x:
+        each_part(parts, _inputs, (blas, grad, weight, beta, high, wide, tiles, dx))
+    if need_bias:
+        each_part(parts, bias_gradient, (grad, dbias))
 
 
 def backward(

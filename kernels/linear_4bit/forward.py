@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .. import runtime
 from ..four_bit.layout import Quantized
@@ -13,6 +12,7 @@ from ..layout import rows_of
 from ..lowrank import rows_times
 from ..nibbles import WEIGHT, arguments, decode_tile
 from ..products import fill_bias, product_parts
+from ..threads import each_part
 from .tiles import tile_shape
 
 
@@ -25,9 +25,9 @@ def _down(t, parts, blas, x, lora_a, xa):
 
 
 @inner
-def _outputs(t, parts, blas, x, weight, bias, lora_b, scaling, xa, high, wide, tile, y):
+def _outputs(t, parts, blas, x, weight, bias, lora_b, scaling, xa, high, wide, tiles, y):
     """Some columns of y = bias + s xa B.T + x W.T, for which the thread decodes the rows of W."""
-    (rows, k), (n, rank) = x.shape, lora_b.shape
+    (rows, k), (n, rank), tile = x.shape, lora_b.shape, tiles[t]
     first, last = span(t, parts, n)
     beta = fill_bias(y, bias, 0, rows, first, last)
     if rank:
@@ -46,12 +46,10 @@ def _outputs(t, parts, blas, x, weight, bias, lora_b, scaling, xa, high, wide, t
 @kernel(INT, IN2, *WEIGHT, IN1, IN2, IN2, REAL, INT, INT, OUT2, OUT2, OUT2)
 def _forward(parts, blas, x, packed, absmax, nested_map, nested_absmax, offset, blocksize, table, bias,
              lora_a, lora_b, scaling, high, wide, tiles, xa, y):  # fmt: skip
+    weight = packed, absmax, nested_map, nested_absmax, offset, blocksize, table
     if len(lora_a):
-        for t in prange(parts):
-            _down(t, parts, blas, x, lora_a, xa)
-    for t in prange(parts):
-        weight = packed, absmax, nested_map, nested_absmax, offset, blocksize, table
-        _outputs(t, parts, blas, x, weight, bias, lora_b, scaling, xa, high, wide, tiles[t], y)
+        each_part(parts, _down, (blas, x, lora_a, xa))
+    each_part(parts, _outputs, (blas, x, weight, bias, lora_b, scaling, xa, high, wide, tiles, y))
 
 
 def forward(

@@ -9,7 +9,6 @@ x. Beside the passes of ``lora``, dropout costs the drawing alone: two times 1.4
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .. import runtime
 from ..counter import fill_mask, halves
@@ -18,6 +17,7 @@ from ..jit import FLAG, IN1, IN2, INT, NO_VECTOR, OUT1, OUT2, OUT3, REAL, inner,
 from ..layout import rows_of
 from ..lowrank import adapted_block, add_input_gradient, block_rows, summed
 from ..products import bias_gradient, product_parts, weight_gradient
+from ..threads import each_part
 from .reference import check_dropout, check_dropout_backward
 
 
@@ -43,10 +43,8 @@ def _down(t, parts, blas, x, lora_a, p, key, xa):
 
 @kernel(INT, IN2, IN2, IN1, IN2, IN2, REAL, REAL, INT, INT, OUT2, OUT2)
 def _forward(parts, blas, x, weight, bias, lora_a, lora_b, scaling, p, key_0, key_1, xa, y):
-    for t in prange(parts):
-        _down(t, parts, blas, x, lora_a, p, (key_0, key_1), xa)
-    for t in prange(parts):
-        adapted_block(t, parts, blas, x, weight, bias, lora_b, scaling, xa, y)
+    each_part(parts, _down, (blas, x, lora_a, p, (key_0, key_1), xa))
+    each_part(parts, adapted_block, (blas, x, weight, bias, lora_b, scaling, xa, y))
 
 
 @inner
@@ -71,21 +69,27 @@ def _low_rank_gradients(t, parts, blas, grad, x, xa, lora_a, lora_b, scaling, p,
             gemm(blas, True, False, n, rank, rows, scaling, g, n, at(xa, r * rank), rank, 1.0, at(db, 0), rank)
 
 
+@inner
+def _gradients(t, parts, blas, grad, x, xa, weight, lora_a, lora_b, scaling, p, key, needs, dx, dweight, dbias, da, db):
+    if needs[0] or needs[3] or needs[4]:
+        low_rank = (needs[0], needs[3], needs[4])
+        _low_rank_gradients(t, parts, blas, grad, x, xa, lora_a, lora_b, scaling, p, key, low_rank, dx, da[t], db[t])
+    if needs[0]:
+        add_input_gradient(t, parts, blas, grad, weight, dx)
+    if needs[1]:
+        weight_gradient(t, parts, blas, grad, x, dweight)
+    if needs[2]:
+        bias_gradient(t, parts, grad, dbias)
+
+
 @kernel(
     INT, IN2, IN2, IN2, IN2, IN2, IN2, REAL, REAL, INT, INT, FLAG, FLAG, FLAG, FLAG, FLAG, OUT2, OUT2, OUT1, OUT3, OUT3
 )  # fmt: skip
 def _backward(parts, blas, grad, x, xa, weight, lora_a, lora_b, scaling, p, key_0, key_1, need_x, need_weight,
               need_bias, need_a, need_b, dx, dweight, dbias, da, db):  # fmt: skip
-    for t in prange(parts):
-        if need_x or need_a or need_b:
-            key, needs, shares = (key_0, key_1), (need_x, need_a, need_b), (da[t], db[t])
-            _low_rank_gradients(t, parts, blas, grad, x, xa, lora_a, lora_b, scaling, p, key, needs, dx, *shares)
-        if need_x:
-            add_input_gradient(t, parts, blas, grad, weight, dx)
-        if need_weight:
-            weight_gradient(t, parts, blas, grad, x, dweight)
-        if need_bias:
-            bias_gradient(t, parts, grad, dbias)
+    needs = (need_x, need_weight, need_bias, need_a, need_b)
+    given = (blas, grad, x, xa, weight, lora_a, lora_b, scaling, p, (key_0, key_1), needs)
+    each_part(parts, _gradients, (*given, dx, dweight, dbias, da, db))
 
 
 def lora_dropout_forward(

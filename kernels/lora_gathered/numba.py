@@ -15,7 +15,6 @@ order. They take E r (K + N) numbers for every thread.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .. import runtime
 from ..gemm import at, gemm
@@ -23,6 +22,7 @@ from ..jit import FLAG, IDS, IN1, IN2, INT, NO_VECTOR, OUT2, OUT4, VIEW3, inner,
 from ..layout import rows_of
 from ..lowrank import add_input_gradient, block_rows, gradient_block, rows_times, summed
 from ..products import block, fill_bias, product_parts
+from ..threads import each_part
 from .reference import check_gather, check_gather_backward
 
 
@@ -56,10 +56,8 @@ def _forward_block(t, parts, blas, x, weight, bias, bounds, adapters, lora_b, sc
 
 @kernel(INT, IN2, IN2, IN1, IDS, IDS, VIEW3, VIEW3, IN1, OUT2, OUT2)
 def _forward(parts, blas, x, weight, bias, bounds, adapters, lora_a, lora_b, scaling, xa, y):
-    for t in prange(parts):
-        _down(t, parts, blas, x, bounds, adapters, lora_a, xa)
-    for t in prange(parts):
-        _forward_block(t, parts, blas, x, weight, bias, bounds, adapters, lora_b, scaling, xa, y)
+    each_part(parts, _down, (blas, x, bounds, adapters, lora_a, xa))
+    each_part(parts, _forward_block, (blas, x, weight, bias, bounds, adapters, lora_b, scaling, xa, y))
 
 
 @inner
@@ -88,16 +86,19 @@ def _low_rank_gradients(t, parts, blas, grad, x, xa, bounds, adapters, lora_a, l
             dx[r0 : max(r0, r1)] = 0
 
 
+@inner
+def _gradients(t, parts, blas, grad, x, xa, weight, bounds, adapters, lora_a, lora_b, scaling, needs, dx, da, db):
+    low_rank = (lora_a, lora_b, scaling, needs, dx, da[t], db[t])
+    _low_rank_gradients(t, parts, blas, grad, x, xa, bounds, adapters, *low_rank)
+    if needs[0]:
+        add_input_gradient(t, parts, blas, grad, weight, dx)
+
+
 @kernel(INT, IN2, IN2, IN2, IN2, IDS, IDS, VIEW3, VIEW3, IN1, FLAG, FLAG, FLAG, OUT2, OUT4, OUT4)
 def _backward(parts, blas, grad, x, xa, weight, bounds, adapters, lora_a, lora_b, scaling, need_x, need_a, need_b,
               dx, da, db):  # fmt: skip
-    for t in prange(parts):
-        needs, segments = (need_x, need_a, need_b), (bounds, adapters)
-        _low_rank_gradients(
-            t, parts, blas, grad, x, xa, *segments, lora_a, lora_b, scaling, needs, dx, da[t], db[t]
-        )  # fmt: skip
-        if need_x:
-            add_input_gradient(t, parts, blas, grad, weight, dx)
+    given = (blas, grad, x, xa, weight, bounds, adapters, lora_a, lora_b, scaling, (need_x, need_a, need_b))
+    each_part(parts, _gradients, (*given, dx, da, db))
 
 
 def segments(adapter: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..gemm import at, gemm
 from ..jit import FLAG, IDS, IN1, IN2, INT, OUT2, OUT3, inner, kernel, span
 from ..lowrank import block_rows, rows_times
 from ..pointers import row_at
 from ..products import block
+from ..threads import each_part
 
 
 @inner
@@ -35,15 +35,18 @@ def _adapted_block(t, parts, blas, x, u, weight, bias, lora_b, n, first, rank, s
     gemm(blas, False, True, r1 - r0, n1 - n0, k, 1.0, at(x, r0 * k), k, weight + 4 * n0 * k, k, 1.0, out, n)
 
 
+@inner
+def _outputs(t, parts, blas, x, weights, biases, lora_bs, sizes, starts, scalings, ys, u):
+    for i in range(sizes.size):
+        first, rank = starts[i], starts[i + 1] - starts[i]
+        arrays = (weights[i], biases[i], lora_bs[i])
+        _adapted_block(t, parts, blas, x, u, *arrays, sizes[i], first, rank, scalings[i], ys[i])
+
+
 @kernel(INT, IN2, IN2, IDS, IDS, IDS, IDS, IDS, IN1, IDS, OUT2)
 def forward(parts, blas, x, lora_a, weights, biases, lora_bs, sizes, starts, scalings, ys, u):
-    for t in prange(parts):
-        _down(t, parts, blas, x, lora_a, u)
-    for t in prange(parts):
-        for i in range(sizes.size):
-            first, rank = starts[i], starts[i + 1] - starts[i]
-            arrays = (weights[i], biases[i], lora_bs[i])
-            _adapted_block(t, parts, blas, x, u, *arrays, sizes[i], first, rank, scalings[i], ys[i])
+    each_part(parts, _down, (blas, x, lora_a, u))
+    each_part(parts, _outputs, (blas, x, weights, biases, lora_bs, sizes, starts, scalings, ys, u))
 
 
 @inner
@@ -86,12 +89,16 @@ def _add_input_gradients(t, parts, blas, grads, weights, sizes, dx):
         gemm(blas, False, False, r1 - r0, k, n, 1.0, grads[i] + 4 * r0 * n, n, weights[i], k, 1.0, at(dx, r0 * k), k)
 
 
+@inner
+def _gradients(t, parts, blas, x, u, lora_a, grads, weights, lora_bs, sizes, starts, scalings, needs, dx, da, db):
+    projections = (grads, lora_bs, sizes, starts, scalings)
+    _low_rank_gradients(t, parts, blas, x, u, lora_a, *projections, needs, dx, da[t], db[t])
+    if needs[0]:
+        _add_input_gradients(t, parts, blas, grads, weights, sizes, dx)
+
+
 @kernel(INT, IN2, IN2, IN2, IDS, IDS, IDS, IDS, IDS, IN1, FLAG, FLAG, FLAG, OUT2, OUT3, OUT2)
 def backward(parts, blas, x, u, lora_a, grads, weights, lora_bs, sizes, starts, scalings, need_x, need_a, need_b,
               dx, da, db):  # fmt: skip
-    for t in prange(parts):
-        needs = (need_x, need_a, need_b)
-        projections = (grads, lora_bs, sizes, starts, scalings)
-        _low_rank_gradients(t, parts, blas, x, u, lora_a, *projections, needs, dx, da[t], db[t])
-        if need_x:
-            _add_input_gradients(t, parts, blas, grads, weights, sizes, dx)
+    given = (blas, x, u, lora_a, grads, weights, lora_bs, sizes, starts, scalings, (need_x, need_a, need_b))
+    each_part(parts, _gradients, (*given, dx, da, db))

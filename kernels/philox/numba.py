@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from ..counter import fill_uniform, halves
-from ..jit import INT, OUT1, kernel, parts, span
+from ..jit import INT, OUT1, inner, kernel, parts, span
+from ..threads import each_part
 from .reference import counter_start
+
+
+@inner
+def _part(t, parts, key_0, key_1, offset, out):
+    first, last = span(t, parts, out.size)
+    fill_uniform(np.uint64(offset) + np.uint64(first), key_0, key_1, out[first:last])
 
 
 @kernel(INT, INT, INT, OUT1)
 def _fill(parts, key_0, key_1, offset, out):
-    for t in prange(parts):
-        first, last = span(t, parts, out.size)
-        fill_uniform(np.uint64(offset) + np.uint64(first), key_0, key_1, out[first:last])
+    each_part(parts, _part, (key_0, key_1, offset, out))
 
 
 def philox_uniform(seed: int, offset: int, shape: tuple[int, ...]) -> np.ndarray:
