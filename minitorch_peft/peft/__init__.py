@@ -1,5 +1,7 @@
 """Adaptation: a frozen base, and small trainable functions attached to it from outside."""
 
+from minitorch_peft.peft import function as _function  # noqa: F401  (its methods register themselves)
+from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
