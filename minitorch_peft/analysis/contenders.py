@@ -29,7 +29,7 @@ class Contender:
         return GPT.from_pretrained(name, quantization_config=self.quantization)
 
     def config(self) -> PeftConfig:
-        return METHODS[self.method].config.from_dict(dict(self.settings))
+        return METHODS[self.method].make(self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         stored = {"quantization": self.quantization.to_dict()} if self.quantization.load_in_4bit else {}

@@ -24,9 +24,10 @@ def config_from(method: str, settings: list[str]) -> tuple[PeftConfig, BitsAndBy
     BitsAndBytesConfig are settings too. CommandError for what there is not.
     """
     start = contender(method)
-    kind = method_named(start.method).config
+    of_method = method_named(start.method)
+    kind = of_method.config
     values: dict[type, dict[str, Any]] = {
-        kind: dict(start.settings),
+        kind: {**of_method.variant, **start.settings},
         BitsAndBytesConfig: start.quantization.to_dict(),
     }
     hints = {of: get_type_hints(of) for of in values}

@@ -25,7 +25,7 @@ from minitorch_peft.models import GPTConfig
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.interop import CONFIG, WEIGHTS, AdapterFiles, check_tensors, hf_modules
-from minitorch_peft.peft.registry import METHODS, Method, method_named, method_of
+from minitorch_peft.peft.registry import METHODS, Method, method_of, method_of_settings
 
 if TYPE_CHECKING:
     from minitorch_peft.peft.model import PeftModel
@@ -168,7 +168,7 @@ def from_peft(peft_model: PeftModel, files: AdapterFiles) -> tuple[PeftConfig, d
 
 def method_of_file(files: AdapterFiles) -> Method:
     try:
-        return method_named(str(files.settings.get("peft_type")))
+        return method_of_settings(files.settings)
     except ValueError as error:
         raise FileFormatError(files.directory / CONFIG, str(error), "correct its peft_type") from None
 
