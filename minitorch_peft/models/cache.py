@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
 
@@ -14,11 +16,16 @@ class Cache:
     ``next_position`` is the position of the next token. It is kept apart from ``length``, the number of keys:
     after keys are dropped (:meth:`select`) the positions go on where they were. A prefix is a cache to start
     from: its keys are used as they are, never rotated.
+
+    ``real`` (B, length) is false at keys that fill up a row, None where there are none. ``ids`` (B, length) are the
+    tokens that keys were made of, -1 for other vectors, where an adapter's mask needs them.
     """
 
     def __init__(self) -> None:
         self.entries: dict[int, tuple[Tensor, Tensor]] = {}
         self.next_position = 0
+        self.real: np.ndarray | None = None
+        self.ids: np.ndarray | None = None
 
     @classmethod
     def from_prefix(cls, pairs: Sequence[tuple[Tensor, Tensor]]) -> Cache:
@@ -58,3 +65,12 @@ class Cache:
         index = list(keep)
         self.entries = {i: (k[:, :, index], v[:, :, index]) for i, (k, v) in self.entries.items()}
         # END SOLUTION
+        self.real = None if self.real is None else self.real[:, list(keep)]
+        self.ids = None if self.ids is None else self.ids[:, list(keep)]
+
+    def copy(self) -> Cache:
+        """Another cache with the same keys: what is added to one is not seen by the other."""
+        other = Cache()
+        other.entries, other.next_position = dict(self.entries), self.next_position
+        other.real, other.ids = self.real, self.ids
+        return other

@@ -10,6 +10,7 @@ import numpy as np
 
 from minitorch_peft.autograd.random import generator
 from minitorch_peft.autograd.tensor import no_grad
+from minitorch_peft.models.cache import Cache
 from minitorch_peft.models.config import GPTConfig
 from minitorch_peft.models.inputs import as_array, as_ids
 
@@ -28,6 +29,7 @@ def generate(
     pad_token_id: int = 0,
     use_cache: bool = True,
     stream: Callable[[np.ndarray], None] | None = None,
+    past_key_values: Cache | None = None,
     **forward_options: Any,
 ) -> np.ndarray:
     """Append up to ``max_new_tokens`` tokens to each row of ``input_ids``.
@@ -42,17 +44,21 @@ def generate(
         eos_token_id: one or more ids that end a row; it is filled with ``pad_token_id`` from there.
         use_cache: False recomputes every position at every step; the same tokens, more slowly.
         stream: called with the new ids (B,) after every step.
+        past_key_values: a cache to go on from (a compressed prompt, for example), which is left as it is.
         forward_options: handed to the model at every step (``adapter_names``).
 
     Returns:
         int (B, T + new); fewer than ``max_new_tokens`` are new where every row has ended.
     """
     check_sampling(max_new_tokens, do_sample, temperature, top_k, top_p)
-    ids, mask = check_input(model.config, input_ids, attention_mask, max_new_tokens)
+    if past_key_values is not None and not use_cache:
+        raise ValueError("past_key_values is a cache to go on from: it needs use_cache=True")
+    past = 0 if past_key_values is None else past_key_values.next_position
+    ids, mask = check_input(model.config, input_ids, attention_mask, max_new_tokens, past)
     ends = eos_token_id if isinstance(eos_token_id, Iterable) else [eos_token_id]
     stop = np.array([i for i in ends if i is not None], dtype=ids.dtype)
     done = np.zeros(len(ids), bool)
-    cache, new = None, ids
+    cache, new = None if past_key_values is None else past_key_values.copy(), ids
     for step in range(max_new_tokens):
         with no_grad(), evaluating(model):
             out = model(
@@ -90,7 +96,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def check_input(
-    config: GPTConfig, input_ids: Any, attention_mask: Any, max_new_tokens: int
+    config: GPTConfig, input_ids: Any, attention_mask: Any, max_new_tokens: int, past: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """ids int64 (B, T) and mask bool (B, T), or a ValueError before the first token is written."""
     ids = as_ids(input_ids, config.vocab_size).astype(np.int64)
@@ -102,10 +108,10 @@ def check_input(
     mask = mask.astype(bool)
     if not mask[:, -1].all():
         raise ValueError("a row ends in a masked position: pad on the left, so that its text goes on where it ends")
-    needed = int(mask.sum(axis=1).max(initial=0)) + max_new_tokens - 1
+    needed = past + int(mask.sum(axis=1).max(initial=0)) + max_new_tokens - 1
     if needed > config.n_positions:
         raise ValueError(
-            f"{max_new_tokens} new tokens after {ids.shape[1]} needs {needed} positions, the model has "
+            f"{max_new_tokens} new tokens after {past + ids.shape[1]} needs {needed} positions, the model has "
             f"{config.n_positions}: shorten the input or lower max_new_tokens"
         )
     return ids, mask

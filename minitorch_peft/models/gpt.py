@@ -244,6 +244,8 @@ class GPT(Module):
         one_before = h.shape[1] > T
         logits = self.lm_head(h[:, -(T + 1) :] if one_before else h, context)
         targets = shifted_labels(labels, (h.shape[0], T), one_before, self.config.vocab_size)
+        if one_before and context.prompt_keep is not None:
+            targets[~context.prompt_keep[:, -1], 0] = -100  # a row without a prompt has nothing before its first token
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         return (logits[:, 1:] if one_before else logits), loss, int((targets != -100).sum())
 

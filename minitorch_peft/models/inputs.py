@@ -41,9 +41,15 @@ def prepare(
     prompt = context.prompt_length
     offset = 0 if cache is None else cache.next_position
     context.cache, context.past_length = cache, past
+    real = real_keys(context, cache, B, T, past)
     context.keep = visible_keys(attention_mask, B, T, prompt, past)
-    counted = context.keep if attention_mask is not None and as_array(attention_mask).ndim == 2 else None
+    if real is not None:
+        context.keep = real if context.keep is None else context.keep & real
+    counted = context.keep if attention_mask is not None and as_array(attention_mask).ndim == 2 else real
     context.position_ids = positions(position_ids, counted, B, T, prompt, past, offset)
+    if context.hidden is not None:
+        shown = ~context.hidden[:, None]
+        context.keep = shown if context.keep is None else context.keep & shown
     highest = int(context.position_ids.max(initial=-1))
     if highest >= config.n_positions:
         raise ValueError(
@@ -52,8 +58,22 @@ def prepare(
         )
     if cache is not None:
         cache.next_position = offset + prompt + T
+        cache.real = None if real is None else real[:, 0, 0]
     if config.position_embedding == "rotary":
         context.rotary = rotation(context.position_ids, config.head_dim, config.rope_theta, vectors.dtype)
+
+
+def real_keys(context: ForwardContext, cache: Cache | None, B: int, T: int, past: int) -> np.ndarray | None:
+    """bool (B, 1, 1, S), false at what only fills up the prompts and prefixes of a row; None where nothing does."""
+    before = None if cache is None or not past else cache.real
+    if before is None and context.prompt_keep is None:
+        return None
+    parts = [
+        np.ones((B, past), bool) if before is None else before,
+        np.ones((B, context.prompt_length), bool) if context.prompt_keep is None else context.prompt_keep,
+        np.ones((B, T), bool),
+    ]
+    return np.concatenate(parts, axis=1)[:, None, None]
 
 
 def visible_keys(attention_mask: Any, B: int, T: int, prompt: int, past: int) -> np.ndarray | None:

@@ -19,6 +19,9 @@ class ForwardContext:
 
     adapter_names: tuple[str, ...] | None = None  # for each row of the batch, the adapter it runs under
     prompt_length: int = 0  # vectors that adapters put before the input in this pass (not in later ones)
+    prompt_keep: np.ndarray | None = None  # bool (B, prompt_length): which of them are a row's own, None for all
+    prompts_placed: bool = False  # the rows' own prompts stand before the input already
+    hidden: np.ndarray | None = None  # bool (B, new, S): keys that an adapter keeps from the new positions
     seed: int = 0  # with ``step`` and the site's name, the key of dropout and noise
     step: int = 0
 

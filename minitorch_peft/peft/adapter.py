@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -12,8 +12,8 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import ForwardContext, Module, Parameter, init
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import base_parameters, eject, packed_sizes
-from minitorch_peft.peft.shapes import Reparam, Selected, parameters_of
+from minitorch_peft.peft.inject import base_parameters, eject, packed_sizes, slot
+from minitorch_peft.peft.shapes import ParameterReparam, Reparam, Selected, parameters_of
 
 M = TypeVar("M", bound=Module)
 
@@ -23,12 +23,14 @@ class Adapter:
 
     Subclasses define :meth:`attach`. The hooks at the end do nothing unless a method overrides them.
 
-    ``wrappers`` stand in the base's tree; ``selected`` are parameters of the base with a trainable copy; ``parts``
-    are modules that stand beside the base (a prompt's encoder). ``prompt_length`` is the number of vectors that
-    the method puts before the input.
+    ``wrappers`` stand in the base's tree; ``selected`` are parameters of the base with a trainable copy;
+    ``reparametrized`` are those that the method makes others of in every pass; ``parts`` are modules that stand beside
+    the base (a prompt's encoder). ``prompt_length`` is the number of vectors that the method puts before the input,
+    ``prefix_length`` that of the keys and values which every layer's cache starts with.
     """
 
     prompt_length = 0
+    prefix_length = 0
 
     def __init__(self, name: str, config: PeftConfig, model: GPT, seed: int) -> None:
         self.name = name
@@ -39,6 +41,7 @@ class Adapter:
         self.merged = False
         self.wrappers: dict[str, Any] = {}
         self.selected: dict[str, Selected] = {}
+        self.reparametrized: dict[str, ParameterReparam] = {}
         self.parts: dict[str, Module] = {}
         try:
             self.attach(self.config)
@@ -57,17 +60,35 @@ class Adapter:
         """Give the base back, bit for bit."""
         self.set_active(False)
         eject(self.model, self.wrappers)
-        self.wrappers, self.selected, self.parts = {}, {}, {}
+        self.wrappers, self.selected, self.reparametrized, self.parts = {}, {}, {}, {}
+
+    def move_outside(self) -> None:
+        """Put the wrappers around all others that stand at their places."""
+        for path, wrapper in self.wrappers.items():
+            parent, name = slot(self.model, path)
+            if parent.get(name) is not wrapper:
+                eject(self.model, {path: wrapper})
+                wrapper.base_layer = parent.get(name)
+                setattr(parent, name, wrapper)
 
     def select(self, paths: Sequence[str]) -> None:
         """Put trainable copies beside parameters; ValueError for a weight in four bits, which has no gradient."""
+        self._refuse_packed(paths)
+        self.selected = {path: Selected(self.model, path, self.name) for path in paths}
+
+    def reparametrize(self, paths: Sequence[str], make: Callable[[str, Parameter], ParameterReparam]) -> None:
+        """Let ``make(path, parameter)`` say what becomes of each parameter; ValueError for a weight in four bits."""
+        self._refuse_packed(paths)
+        here = dict(base_parameters(self.model))
+        self.reparametrized = {path: make(path, here[path]) for path in paths}
+
+    def _refuse_packed(self, paths: Sequence[str]) -> None:
         if packed := sorted(packed_sizes(self.model).keys() & set(paths)):
             more = f" (and {len(packed) - 1} more)" if len(packed) > 1 else ""
             raise ValueError(
                 f"{packed[0]}{more} is stored in four bits and cannot be trained: leave it out, use LoRA, "
                 "or load the base without quantization"
             )
-        self.selected = {path: Selected(self.model, path, self.name) for path in paths}
 
     @property
     def dtype(self) -> np.dtype:
@@ -91,7 +112,11 @@ class Adapter:
     def named_parameters(self) -> dict[str, Parameter]:
         """The method's own parameters by path: ``blocks.0.attn.q_proj.lora_A``, ``ln_f.bias``."""
         own = {f"{path}.{n}": p for path, w in self.wrappers.items() for n, p in parameters_of(w).items()}
-        beside = {f"{name}.{n}": p for name, part in self.parts.items() for n, p in part.named_parameters()}
+        beside = {
+            f"{name}.{n}": p
+            for name, part in (self.reparametrized | self.parts).items()
+            for n, p in part.named_parameters()
+        }
         return own | beside | {path: s.copy for path, s in self.selected.items()}
 
     def rows(self, context: ForwardContext | None) -> bool | np.ndarray:
@@ -120,12 +145,20 @@ class Adapter:
         """The layers whose weight this adapter changes by reparametrization, by path."""
         return {path: w for path, w in self.wrappers.items() if isinstance(w, Reparam)}
 
-    def prefix(self, batch: int) -> Sequence[tuple[Tensor, Tensor]] | None:
-        """The keys and values (batch, kv_heads, k, head_dim) of each layer that the cache starts with; None: none.
+    def prefix(self) -> Sequence[tuple[Tensor, Tensor]] | None:
+        """The keys and values (kv_heads, prefix_length, head_dim) of each layer that the cache starts with, or None.
 
-        They are visible to every position; the input's positions are counted from k.
+        They are visible to every position; the input's positions are counted from ``prefix_length``.
         """
         return None
+
+    def hidden(self, ids: np.ndarray, new: int) -> np.ndarray:
+        """bool (B, new, S): the keys that the last ``new`` positions must not see, beside those after them.
+
+        ``ids`` (B, S) are the tokens that the keys were made of, -1 for vectors of a prompt or a prefix. Called before
+        every pass, for methods that override it.
+        """
+        return np.zeros((len(ids), new, ids.shape[1]), bool)
 
     # -- hooks: called by the trainer, through PeftModel ------------------------------------------------------
     def penalty(self) -> Tensor | None:

@@ -13,13 +13,14 @@ import numpy as np
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT, Cache, GPTConfig, GPTOutput
 from minitorch_peft.models.generation import generate
+from minitorch_peft.models.inputs import as_array
 from minitorch_peft.nn import ForwardContext, Module, Parameter
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.hooks import TrainingHooks
 from minitorch_peft.peft.inject import Wrapper, base_buffers, base_constants, base_parameters
 from minitorch_peft.peft.merge import MergeCertificate, Merger
-from minitorch_peft.peft.passes import BASE, begin, checked_rows
+from minitorch_peft.peft.passes import BASE, begin, checked_rows, standing
 from minitorch_peft.peft.registry import method_of
 
 
@@ -95,7 +96,7 @@ class PeftModel(TrainingHooks, Module):
     def set_adapter(self, adapter_name: str | Sequence[str], train: str | Sequence[str] | None = None) -> None:
         """Choose which adapters act, and which of them train (by default all that act).
 
-        Several act together, in the order in which they were added: the later one is the outer one.
+        Several act together in the order of their names here: each stands around those before it.
         """
         names = as_names(adapter_name)
         trained = names if train is None else as_names(train)
@@ -109,6 +110,8 @@ class PeftModel(TrainingHooks, Module):
             adapter.set_trainable(adapter.name in trained)
         for name in names:
             self.adapters[name].set_active(True)
+            self.adapters[name].move_outside()
+            self.adapters[name] = self.adapters.pop(name)
         self._trained = trained
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -177,14 +180,14 @@ class PeftModel(TrainingHooks, Module):
         (``set_adapter(["a", "b"])``).
         """
         context = self.new_context() if context is None else context
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        batch = 0 if given is None else len(given)
-        context.adapter_names = self._rows(adapter_names, batch)
-        cache = begin(context, self.adapters, batch, past_key_values)
-        out = self.base_model(
-            input_ids, labels, past_key_values=cache, inputs_embeds=inputs_embeds, use_cache=use_cache,
-            context=context, **options,
-        )  # fmt: skip
+        ids = tokens_of(input_ids, inputs_embeds)
+        context.adapter_names = self._rows(adapter_names, len(ids))
+        cache = begin(context, self.adapters, ids, past_key_values, use_cache)
+        with standing(self.base_model, self.adapters, context):
+            out = self.base_model(
+                input_ids, labels, past_key_values=cache, inputs_embeds=inputs_embeds, use_cache=use_cache,
+                context=context, **options,
+            )  # fmt: skip
         if past_key_values is None and not use_cache:
             out.past_key_values = None  # a prefix's cache that nobody asked for
         return out
@@ -195,11 +198,13 @@ class PeftModel(TrainingHooks, Module):
 
     def encode_ids(
         self, ids: np.ndarray, context: ForwardContext, cache: Cache | None = None, attention_mask: Any = None,
-        position_ids: Any = None,
+        position_ids: Any = None, adapter_names: Sequence[str] | None = None,
     ) -> Tensor:  # fmt: skip
         """The base's last hidden states under the active adapters: ``SequenceClassifier(peft_model, 3)`` works."""
-        cache = begin(context, self.adapters, len(ids), cache)
-        return self.base_model.encode_ids(ids, context, cache, attention_mask, position_ids)
+        context.adapter_names = self._rows(adapter_names, len(ids))
+        cache = begin(context, self.adapters, ids, cache, cache is not None)
+        with standing(self.base_model, self.adapters, context):
+            return self.base_model.encode_ids(ids, context, cache, attention_mask, position_ids)
 
     def _rows(self, names: Sequence[str] | None, batch: int) -> tuple[str, ...] | None:
         if names is None:
@@ -217,7 +222,8 @@ class PeftModel(TrainingHooks, Module):
         """The base, and what adapters keep beside it."""
         yield "base_model", self.base_model
         for name, adapter in self.adapters.items():
-            yield from ((f"{name}.{part}", module) for part, module in adapter.parts.items())
+            beside = adapter.parts | adapter.reparametrized
+            yield from ((f"{name}.{part}", module) for part, module in beside.items())
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """The base's own parameters (originals, where an adapter's copy stands in), then every adapter's."""
@@ -342,6 +348,13 @@ class PeftModel(TrainingHooks, Module):
 
         self._check_new(adapter_name)
         load_adapter(self, adapter_name, Path(directory))
+
+
+def tokens_of(input_ids: Any, inputs_embeds: Tensor | None) -> np.ndarray:
+    """The tokens of a pass (B, T), -1 for vectors; empty where nothing was given (the base says what is wrong)."""
+    if input_ids is not None:
+        return np.atleast_2d(as_array(input_ids))
+    return np.full((0, 0) if inputs_embeds is None else inputs_embeds.shape[:2], -1)
 
 
 def as_names(names: str | Sequence[str]) -> tuple[str, ...]:

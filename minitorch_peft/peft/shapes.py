@@ -1,7 +1,7 @@
 """The four base shapes. Every method is one of them: a small trainable function attached from outside.
 
 =========  ====================================================================  ================================
-Reparam    defines ``effective(W)`` and a ``forward`` held equal to it           LoRA, DoRA, sparse masks
+Reparam    defines ``effective(W)`` and a ``forward`` held equal to it           LoRA, DoRA, diff pruning
 Around     a function of a wrapped module's input or output                      adapters, IA3, LoReFT, a ladder
 Tokens     vectors before the positions are added, or keys and values to start   prompt tuning, prefix tuning
 Select     a trainable copy in place of each chosen parameter                    full, top layers, BitFit
@@ -10,7 +10,8 @@ Select     a trainable copy in place of each chosen parameter                   
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +46,13 @@ class Attached(Wrapper):
     def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
         raise NotImplementedError
 
+    def chain(self) -> Iterator[Any]:
+        """The wrappers from here down to the base's own module."""
+        here: Any = self
+        while isinstance(here, Wrapper):
+            yield here
+            here = here.base_layer
+
     def extra_repr(self) -> str:
         return repr(self.adapter.name)
 
@@ -75,6 +83,21 @@ class Reparam(Attached):
         return on_rows(rows, y + self.delta(x, context), y)
 
 
+class ParameterReparam(Module):
+    """Makes another parameter of one of the base's, of any kind: a weight, a bias, a norm's, the embedding's.
+
+    For the length of a pass ``tensor(theta)`` stands in the parameter's place. Its own parameters are the method's.
+    """
+
+    def tensor(self, theta: Tensor, context: ForwardContext | None) -> Tensor:
+        """The parameter that acts, differentiable; ``theta`` is the base's, or what another adapter made of it."""
+        raise NotImplementedError
+
+    def effective(self, theta: np.ndarray) -> np.ndarray:
+        """The same of an array, without noise: for merging, and as an oracle for ``tensor``."""
+        raise NotImplementedError
+
+
 class Around(Attached):
     """A function of the wrapped module's input (``before``), output (``after``), or both."""
 
@@ -102,11 +125,30 @@ class Tokens(Around):
     def prompt(self) -> Tensor:
         raise NotImplementedError
 
+    def forward(self, x: Tensor, context: ForwardContext | None = None) -> Tensor:
+        if context is not None and (context.prompts_placed or not context.prompt_length):
+            return self.base_layer(x, context)  # in a later pass the cache holds the prompt's keys and values already
+        return super().forward(x, context)
+
     def before(self, x: Tensor, context: ForwardContext | None) -> Tensor:
-        if context is not None and not context.prompt_length:
-            return x  # a later pass: the cache holds the prompt's keys and values already
         prompt = self.prompt()
         return F.cat([prompt.expand(x.shape[0], *prompt.shape), x], dim=1)
+
+    def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
+        """Each row's own prompt, at the right end of places that all rows share; what is left of it is masked."""
+        assert context is not None and context.adapter_names is not None
+        prompts = {layer.adapter.name: layer.prompt() for layer in self.chain() if isinstance(layer, Tokens)}
+        table, first = [Tensor(np.zeros((1, x.shape[-1]), x.dtype))], {}
+        for name in dict.fromkeys(n for n in context.adapter_names if n in prompts):
+            first[name] = sum(len(t) for t in table)
+            table.append(prompts[name])
+        index = np.zeros((x.shape[0], context.prompt_length), int)
+        for row, name in enumerate(context.adapter_names):
+            if name in first:
+                k = len(prompts[name])
+                index[row, context.prompt_length - k :] = first[name] + np.arange(k)
+        context.prompts_placed = True
+        return self.base_layer(F.cat([F.cat(table, dim=0)[index], x], dim=1), context)
 
 
 class Selected:

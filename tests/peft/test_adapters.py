@@ -306,9 +306,8 @@ def test_wrong_rows(two, names, message):
 def test_rows_and_methods_that_change_the_whole_batch(two):
     two.add_adapter("full", FullConfig())
     two.add_adapter("prompt", toy_methods.PromptConfig())
-    for name in ("full", "prompt"):
-        with pytest.raises(ValueError, match=f"adapter {name} changes the whole batch at once"):
-            two(IDS, adapter_names=["a", name, "a"])
+    with pytest.raises(ValueError, match="adapter full changes the whole batch at once"):
+        two(IDS, adapter_names=["a", "full", "a"])
     two.set_adapter(["a", "full"])
     with pytest.raises(ValueError, match="adapter full changes the whole batch"):  # its copies stand in the base
         two(IDS, adapter_names=["a", "a", "b"])

@@ -106,14 +106,9 @@ class Prefix(Adapter):
         table = PrefixTable(self.model, config.num_virtual_tokens)
         self.parts = {"prefix_encoder": self.new_module("prefix_encoder", table)}
 
-    def prefix(self, batch):
+    def prefix(self):
         table = self.parts["prefix_encoder"]
-        layers = range(self.model.config.n_layer)
-        return [(rows(table.keys[i], batch), rows(table.values[i], batch)) for i in layers]
-
-
-def rows(t, batch):
-    return t.expand(batch, *t.shape)
+        return [(table.keys[i], table.values[i]) for i in range(self.model.config.n_layer)]
 
 
 def prefix_count(model, config):
@@ -133,12 +128,12 @@ TOYS = (
     ),
     Method(
         name="toy_prompt", config=PromptConfig, adapter=Prompt, shape="tokens", folder="input", start="none",
-        count=lambda model, config: config.num_virtual_tokens * model.config.n_embd, mergeable=False, rowwise=False,
+        count=lambda model, config: config.num_virtual_tokens * model.config.n_embd, mergeable=False, rowwise=True,
         stackable_with=("reparam", "around", "tokens", "select"), summary="a toy", examples=(PromptConfig(),),
     ),
     Method(
         name="toy_prefix", config=PrefixConfig, adapter=Prefix, shape="tokens", folder="input", start="none",
-        count=prefix_count, mergeable=False, rowwise=False,
+        count=prefix_count, mergeable=False, rowwise=True,
         stackable_with=("reparam", "around", "tokens", "select"), summary="a toy", examples=(PrefixConfig(),),
     ),
 )  # fmt: skip
