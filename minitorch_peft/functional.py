@@ -88,6 +88,7 @@ from minitorch_peft.ops.loss import (
     mse_loss,
     nll_loss,
 )
+from minitorch_peft.ops.lstm import lstm_layer
 from minitorch_peft.ops.matmul import bmm, linear, matmul
 from minitorch_peft.ops.normalization import layer_norm, rms_norm
 from minitorch_peft.ops.promotion import to
@@ -133,7 +134,7 @@ __all__ = [
     "expand", "expm1", "flatten", "flip", "floor", "gather", "ge", "gelu", "getitem", "gt", "index_add",
     "index_select", "isfinite", "isinf", "isnan", "kl_div", "l1_loss", "layer_norm", "le", "leaky_relu",
     "linear", "log", "log1p", "log2", "log_softmax", "logical_and", "logical_not", "logical_or",
-    "logsigmoid", "logsumexp", "lt", "masked_fill", "matmul", "max", "maximum", "mean", "min",
+    "logsigmoid", "logsumexp", "lstm_layer", "lt", "masked_fill", "matmul", "max", "maximum", "mean", "min",
     "minimum", "movedim", "mse_loss", "mul", "ne", "neg", "nll_loss", "norm", "one_hot", "pad",
     "permute", "pow", "prod", "reciprocal", "relu", "repeat_interleave", "reshape", "rms_norm", "roll",
     "round", "rsqrt", "scaled_dot_product_attention", "scatter_add", "sigmoid", "sign", "silu", "sin",

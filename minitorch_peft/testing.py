@@ -579,6 +579,15 @@ def rotation(draw: Draw, row: Operation) -> Arguments:
 
 
 @st.composite
+def recurrence(draw: Draw, row: Operation) -> Arguments:
+    batch, steps = draw(st.integers(0, 2)), draw(st.integers(1, 4))
+    size, hidden = draw(st.tuples(*[st.integers(1, 3)] * 2))
+    sizes = [(batch, steps, size), (4 * hidden, size), (4 * hidden, hidden)]
+    sizes += draw(st.sampled_from([[], [(4 * hidden,)] * 2]))
+    return tuple(draw(_input(row, shape, i)) for i, shape in enumerate(sizes)), {}
+
+
+@st.composite
 def classes(draw: Draw, row: Operation) -> Arguments:
     x = draw(_input(row, shapes(min_dims=1, min_side=1)))
     at = min(1, x.ndim - 1)
@@ -594,9 +603,9 @@ ARGUMENTS: dict[str, Callable[[Operation], st.SearchStrategy[Arguments]]] = {
     for strategy in (
         attention, axis, axis_keepdim, bmm, bools, broadcast, cat, classes, comparison, dims, dropout, einsum,
         elementwise, embedding, expand, flatten, flip, gather, getitem, index_add, index_select, layer_norm, linear,
-        masked_fill, matmul, moment, one_hot, pad, pair, permute, reduction, repeat_interleave, reshape, rms_norm,
-        roll, rotation, scatter_add, special, split, squeeze, stack, take_along_dim, tile, topk, triangle, two_dims,
-        unbind, unflatten, unsqueeze, vector_or_matrix, where,
+        masked_fill, matmul, moment, one_hot, pad, pair, permute, recurrence, reduction, repeat_interleave, reshape,
+        rms_norm, roll, rotation, scatter_add, special, split, squeeze, stack, take_along_dim, tile, topk, triangle,
+        two_dims, unbind, unflatten, unsqueeze, vector_or_matrix, where,
     )
 }  # fmt: skip
 """Name in the operation table -> strategy."""

@@ -7,10 +7,13 @@ from minitorch_peft.nn.embedding import Embedding
 from minitorch_peft.nn.leaf import Leaf
 from minitorch_peft.nn.linear import Linear, TiedLinear
 from minitorch_peft.nn.linear_4bit import Linear4bit
+from minitorch_peft.nn.lstm import LSTM
 from minitorch_peft.nn.module import Module, ModuleList, Parameter
 from minitorch_peft.nn.norm import LayerNorm, RMSNorm
+from minitorch_peft.nn.sequential import Sequential
 
 __all__ = [
+    "LSTM",
     "Activation",
     "Dropout",
     "Embedding",
@@ -23,5 +26,6 @@ __all__ = [
     "ModuleList",
     "Parameter",
     "RMSNorm",
+    "Sequential",
     "TiedLinear",
 ]

@@ -30,6 +30,11 @@ def normal(std: float) -> Init:
     return partial(_normal, std)
 
 
+def uniform(bound: float) -> Init:
+    """U(-bound, bound)."""
+    return partial(_uniform, bound)
+
+
 def kaiming_uniform(a: float = math.sqrt(5)) -> Init:
     """U(-b, b) with b = sqrt(6 / ((1 + a²) fan_in)), fan_in the last axis of (out, in) (He et al. 2015, eq. 10).
 
@@ -41,6 +46,10 @@ def kaiming_uniform(a: float = math.sqrt(5)) -> Init:
 
 def _normal(std: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.standard_normal(shape) * std
+
+
+def _uniform(bound: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.uniform(-bound, bound, shape)
 
 
 def _kaiming_uniform(a: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

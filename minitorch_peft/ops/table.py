@@ -217,6 +217,15 @@ def _kl_div(x: np.ndarray, t: np.ndarray, reduction: str = "mean", log_target: b
     return _reduce(np.exp(t) * (t - x) if log_target else t * np.log(t) - t * x, reduction)
 
 
+def _lstm_layer(x: Any, W: Any, U: Any, b: Any = 0.0, d: Any = 0.0, reverse: bool = False) -> np.ndarray:
+    h, c, y = np.zeros((len(x), U.shape[1])), np.zeros((len(x), U.shape[1])), np.zeros((*x.shape[:2], U.shape[1]))
+    for t in range(x.shape[1])[:: -1 if reverse else 1]:
+        i, f, g, o = np.split(x[:, t] @ W.T + b + h @ U.T + d, 4, axis=1)
+        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+        y[:, t] = h = _sigmoid(o) * np.tanh(c)
+    return y
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
@@ -385,6 +394,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("scaled_dot_product_attention", _attention, "attention",
               "torch.nn.functional.scaled_dot_product_attention"),
     Operation("apply_rotary", rotary.rotary_forward, "rotation", None),
+    Operation("lstm_layer", _lstm_layer, "recurrence", None, options={"reverse": (False, True)}),
     Operation("cross_entropy", _cross_entropy, "classes", "torch.nn.functional.cross_entropy",
               options={**REDUCTION, "label_smoothing": (0.0, 0.1)}),
     Operation("nll_loss", _nll_loss, "classes", "torch.nn.functional.nll_loss", options=REDUCTION),
