@@ -150,11 +150,17 @@ class Merger:
             adapter.merged = True
 
     def _write_parameters(self) -> None:
-        """What adapters make of single parameters, before layers are changed; copies of parameters included."""
-        parameters, exact = dict(base_parameters(self.model)), {}
+        """What adapters make of single parameters and of biases, before weights are changed; copies included."""
+        parameters, exact = dict(base_parameters(self.model)), dict[str, np.ndarray]()
         for adapter in self.adapters:
             for path, reparam in adapter.reparametrized.items():
                 exact[path] = reparam.effective(exact.get(path, parameters[path].data.astype(np.float64)))
+        layers = [(f"{path}.bias", layer) for adapter in self.adapters for path, layer in adapter.weights().items()]
+        for path, layer in layers:
+            if path in parameters:
+                bias = exact.get(path, parameters[path].data.astype(np.float64))
+                if (changed := layer.effective_bias(bias)) is not bias:
+                    exact[path] = changed
         for path, array in exact.items():
             stored = array.astype(parameters[path].dtype)
             check_finite(stored, path)

@@ -72,6 +72,10 @@ class Reparam(Attached):
         """The weight (out, in) that this layer amounts to: for merging, and as an oracle for ``forward``."""
         raise NotImplementedError
 
+    def effective_bias(self, bias: np.ndarray) -> np.ndarray:
+        """The bias (out,) that this layer amounts to, where it has one; the same object where it is left alone."""
+        return bias
+
     def delta(self, x: Tensor, context: ForwardContext | None) -> Tensor:
         raise NotImplementedError
 
