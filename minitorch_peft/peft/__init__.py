@@ -3,6 +3,7 @@
 from minitorch_peft.peft import function as _function  # noqa: F401  (its methods register themselves)
 from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.function import IA3Config
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
 from minitorch_peft.peft.parameter import BitFitConfig, FullConfig, LoraConfig, PartialConfig
@@ -13,6 +14,7 @@ __all__ = [
     "METHODS",
     "BitFitConfig",
     "FullConfig",
+    "IA3Config",
     "LoraConfig",
     "MergeCertificate",
     "PartialConfig",
