@@ -324,22 +324,39 @@ class PeftModel(TrainingHooks, Module):
             raise
 
     # -- files -----------------------------------------------------------------------------------------------
-    def save_pretrained(self, directory: str | Path, adapter_name: str = "default", format: str | None = None) -> str:
-        """Write one adapter; see :func:`minitorch_peft.peft.saving.save_adapter`. Returns the format used."""
-        from minitorch_peft.peft.saving import save_adapter
+    def save_pretrained(
+        self, directory: str | Path, adapter_name: str | Sequence[str] = "default", format: str | None = None
+    ) -> str:
+        """Write one adapter; see :func:`minitorch_peft.peft.saving.save_adapter`. Returns the format used.
 
-        self._known([adapter_name])
-        return save_adapter(self, adapter_name, Path(directory), format)
+        Of several, each gets a folder of its name, and ``adapters.json`` says in which order they act.
+        """
+        from minitorch_peft.peft.saving import save_adapter, save_adapters
+
+        self._known(as_names(adapter_name))
+        if isinstance(adapter_name, str):
+            return save_adapter(self, adapter_name, Path(directory), format)
+        return save_adapters(self, as_names(adapter_name), Path(directory), format)
 
     @classmethod
     def from_pretrained(
         cls, model: GPT, directory: str | Path, adapter_name: str = "default", is_trainable: bool = False
     ) -> PeftModel:
-        """Attach an adapter that was saved here or by ``peft``; active, and frozen unless ``is_trainable``."""
+        """Attach an adapter that was saved here or by ``peft``; active, and frozen unless ``is_trainable``.
+
+        Adapters that were saved together come back together, under their own names; those act that acted then.
+        """
+        from minitorch_peft.peft.saving import saved_together
+
         peft_model = cls(model)
+        together = saved_together(Path(directory))
         with peft_model.unloaded_on_error():
-            peft_model.load_adapter(directory, adapter_name)
-        peft_model.set_adapter(adapter_name, train=adapter_name if is_trainable else ())
+            if together is None:
+                peft_model.load_adapter(directory, adapter_name)
+            for name in together.names if together else ():
+                peft_model.load_adapter(Path(directory) / name, name)
+        acting = together.active if together else (adapter_name,)
+        peft_model.set_adapter(acting, train=acting if is_trainable else ())
         return peft_model
 
     def load_adapter(self, directory: str | Path, adapter_name: str) -> None:

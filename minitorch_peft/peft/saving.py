@@ -7,8 +7,9 @@ version of the format, so that loading needs no flag. Both are written whole or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from minitorch_peft.peft.registry import METHODS, Method, method_of, method_of_s
 if TYPE_CHECKING:
     from minitorch_peft.peft.model import PeftModel
 
+TOGETHER = "adapters.json"
 MARKER, VERSION = "minitorch_peft", 1
 FORMATS = ("native", "peft")
 
@@ -72,6 +74,33 @@ def save_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path
         write_json(config, files.settings)
         write_arrays(weights, files.arrays, files.metadata)
     return chosen
+
+
+class Together(NamedTuple):
+    """Adapters of one folder: in the order in which they stand around each other, and those that act."""
+
+    names: tuple[str, ...]
+    active: tuple[str, ...]
+
+
+def save_adapters(peft_model: PeftModel, names: Sequence[str], directory: Path, format: str | None) -> str:
+    """Write several adapters, each into ``directory/<name>``; "peft" if all are in ``peft``'s format."""
+    ordered = [name for name in peft_model.adapters if name in names]  # as they stand around each other
+    used = {save_adapter(peft_model, name, directory / name, format) for name in ordered}
+    active = [name for name in ordered if name in peft_model.active_adapters]
+    write_json(directory / TOGETHER, {"adapters": ordered, "active": active or ordered})
+    return "peft" if used == {"peft"} else "native"
+
+
+def saved_together(directory: Path) -> Together | None:
+    """What :func:`save_adapters` wrote there; None where it did not."""
+    if not (directory / TOGETHER).is_file():
+        return None
+    stored = read_json(directory / TOGETHER)
+    names, active = stored.get("adapters"), stored.get("active")
+    if not isinstance(names, list) or not isinstance(active, list) or not set(active) <= set(names) or not active:
+        raise FileFormatError(directory / TOGETHER, "does not list adapters and those that act", "save them again")
+    return Together(tuple(names), tuple(active))
 
 
 def no_peft_format(adapter: Adapter) -> str | None:

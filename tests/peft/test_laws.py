@@ -46,8 +46,11 @@ METHODS_AND_TOYS = (*METHODS.values(), *toy_methods.TOYS)
 
 
 def cases(methods, families=("gpt2", "llama")):
+    """Every example on every family; the first on GPT-2 and the last on Llama are the fast tests."""
     return [
-        pytest.param(method, config, family, id=f"{method.name}-{i}-{family}")
+        pytest.param(
+            method, config, family, id=f"{method.name}-{i}-{family}", marks=() if fast(method, i, family) else SLOW
+        )
         for method in methods
         for family in families
         if (method.name, family) not in INAPPLICABLE
@@ -55,6 +58,12 @@ def cases(methods, families=("gpt2", "llama")):
     ]
 
 
+def fast(method, i, family):
+    last = max(0, len(method.examples) - 1)
+    return (family, i) in (("gpt2", 0), ("llama", last), ("gpt2-4bit", 0), ("llama-4bit", 1))
+
+
+SLOW = pytest.mark.slow
 QLORA = [*cases([METHODS["lora"]], ["gpt2-4bit"])[::2], cases([METHODS["lora"]], ["llama-4bit"])[1]]
 laws = pytest.mark.parametrize("method, config, family", cases(METHODS_AND_TOYS) + QLORA)
 
@@ -74,7 +83,26 @@ def toys():
 
 
 def adapted(config, family, dtype=np.float32, seed=0):
-    return get_peft_model(gpt(family, dtype), config, seed=seed)
+    """A fresh model under ``config``, and under what its method builds on."""
+    p = with_companions(gpt(family, dtype), config)
+    p.add_adapter("default", config, seed=seed)
+    p.set_adapter("default")
+    return p
+
+
+def with_companions(base, config):
+    p = PeftModel(base)
+    for name, companion in method_of(config).companions.items():
+        p.add_adapter(name, companion, seed=8)
+        stirred(p, name)
+    return p.eval()
+
+
+def loaded(config, family, directory):
+    p = with_companions(gpt(family), config)
+    p.load_adapter(directory, "default")
+    p.set_adapter("default")
+    return p
 
 
 # -- the start -------------------------------------------------------------------------------------------------
@@ -109,9 +137,9 @@ def test_same_seed_same_bits_whatever_was_called_before(method, config, family):
     first = adapted(config, family).state_dict()
     np.random.seed(3)
     np.random.standard_normal(5)
-    later = PeftModel(gpt(family))
+    later = with_companions(gpt(family), config)
     for other in METHODS_AND_TOYS:
-        if (other.name, family) not in INAPPLICABLE:
+        if (other.name, family) not in INAPPLICABLE and not other.companions:
             later.add_adapter(f"other-{other.name}", other.examples[0], seed=4)
     later.add_adapter("default", config, seed=0)
     same = later.state_dict()
@@ -154,7 +182,9 @@ def test_ten_steps_lower_the_loss(method, config, family):
 def test_training_leaves_the_base_alone_and_unloading_gives_it_back_bit_for_bit(method, config, family):
     base = gpt(family)
     bytes_before, logits_before, tree = snapshot(base), logits(base), repr(base)
-    p = get_peft_model(base, config)
+    p = with_companions(base, config)
+    p.add_adapter("default", config)
+    p.set_adapter("default")
     train(p, optimizer_of(p), range(3))
     assert originals(p) == bytes_before
     assert np.abs(logits(p) - logits_before).max() > 1e-4  # it did train
@@ -197,7 +227,7 @@ def snapshot_all(p):
 def test_our_own_file_gives_back_the_same_bits(method, config, family, tmp_path):
     p = stirred(adapted(config, family))
     assert p.save_pretrained(tmp_path, format="native") == "native"
-    again = PeftModel.from_pretrained(gpt(family), tmp_path)
+    again = loaded(config, family, tmp_path)
     assert again.adapters["default"].config == config
     assert snapshot_all(again) == snapshot_all(p)
     np.testing.assert_array_equal(logits(again), logits(p))
@@ -212,7 +242,7 @@ def test_peft_s_file_gives_the_same_outputs(method, config, family, tmp_path):
         assert p.save_pretrained(tmp_path) == "native" and not method.peft_files
         return
     assert p.save_pretrained(tmp_path) == "peft" and method.peft_files
-    again = PeftModel.from_pretrained(gpt(family), tmp_path)
+    again = loaded(config, family, tmp_path)
     assert {n: q.shape for n, q in again.named_parameters()} == {n: q.shape for n, q in p.named_parameters()}
     np.testing.assert_allclose(logits(again), logits(p), rtol=1e-6, atol=1e-6)
 
@@ -221,8 +251,8 @@ def test_peft_s_file_gives_the_same_outputs(method, config, family, tmp_path):
 @merge_laws(True)
 @untying
 def test_merged_equals_unmerged_and_unmerging_restores_the_base_bit_for_bit(method, config, family):
-    base = gpt(family)
-    p = stirred(get_peft_model(base, config))
+    p = stirred(adapted(config, family))
+    base = p.base_model
     bytes_before, unmerged = originals(p), logits(p)
     standing = snapshot(base)
     certificate = p.merge_adapter()
@@ -327,11 +357,25 @@ def test_in_training_gradients_reach_each_row_s_own_adapter_only(method, config,
 
 
 # -- stacking --------------------------------------------------------------------------------------------------
-PAIRS = [pytest.param(a, b, id=f"{a.name}+{b.name}") for a, b in combinations_with_replacement(METHODS_AND_TOYS, 2)]
+def pairs():
+    """Every pair of base shapes and some pairs of methods that a generator draws; all others as slow tests."""
+    alone = [m for m in METHODS_AND_TOYS if not m.companions]
+    everything = list(combinations_with_replacement(alone, 2))
+    of_shape = {shape: [m for m in alone if m.shape == shape] for shape in ("reparam", "around", "tokens", "select")}
+    chosen = {tuple(sorted((of_shape[s][0].name, of_shape[t][-1].name))) for s in of_shape for t in of_shape}
+    drawn = np.random.default_rng(5).choice(len(everything), 16, replace=False)
+    chosen |= {tuple(sorted((everything[i][0].name, everything[i][1].name))) for i in drawn}
+    return [
+        pytest.param(
+            a, b, id=f"{a.name}+{b.name}", marks=() if tuple(sorted((a.name, b.name))) in chosen else pytest.mark.slow
+        )
+        for a, b in everything
+    ]
 
 
-@pytest.mark.parametrize("a, b", PAIRS)
-def test_methods_act_together_as_they_declare(a, b):
+@pytest.mark.parametrize("a, b", pairs())
+@untying
+def test_methods_act_together_as_they_declare(a, b, tmp_path):
     base = gpt("gpt2")
     bytes_before = snapshot(base)
     p = stirred(get_peft_model(base, a.examples[0], "first"), "first")
@@ -353,7 +397,15 @@ def test_methods_act_together_as_they_declare(a, b):
     train(p, optimizer_of(p, lr=3e-2), range(3))
     assert all(np.array_equal(q.data, kept[n]) for n, q in p.adapters["first"].named_parameters().items())
     assert np.abs(logits(p) - together).max() > 1e-4
+    p.save_pretrained(tmp_path, ["first", "second"], format="native")
+    again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path)
+    assert again.active_adapters == ("first", "second")
+    np.testing.assert_allclose(logits(again), logits(p), **TIGHT)
     check_cache_and_merge(p, a.mergeable and b.mergeable)
+    p.set_adapter(["first", "second"])
+    before = loss(p)
+    train(p, optimizer_of(p, lr=1e-2), range(5))
+    assert loss(p) < before
     p.set_adapter("second")
     alone = logits(p)
     p.delete_adapter("first")
@@ -394,8 +446,7 @@ def test_a_method_is_registered_once():
 
 @pytest.mark.parametrize("method", METHODS_AND_TOYS, ids=lambda m: m.name)
 def test_the_row_agrees_with_the_method(method):
-    p = get_peft_model(gpt("gpt2"), method.examples[0])
-    adapter = p.adapters["default"]
+    adapter = adapted(method.examples[0], "gpt2").adapters["default"]
     assert type(adapter) is method.adapter and method_of(method.examples[0]) is method
     kinds = {kind for w in adapter.wrappers.values() for kind in [k.__name__.lower() for k in type(w).__mro__]}
     if method.shape == "select":
@@ -403,6 +454,6 @@ def test_the_row_agrees_with_the_method(method):
     elif method.shape == "tokens":
         assert "tokens" in kinds or adapter.prefix() is not None
     else:
-        assert method.shape in kinds
+        assert method.shape in kinds or (method.shape == "reparam" and adapter.reparametrized)
     folder = method.adapter.__module__.split(".")
     assert folder[-2:] == ["peft", method.name] or method.folder in folder or method in toy_methods.TOYS

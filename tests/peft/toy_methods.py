@@ -14,10 +14,10 @@ import minitorch_peft.functional as F
 from minitorch_peft.nn import Linear, Module, Parameter, init
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import base_modules, inject
+from minitorch_peft.peft.inject import base_modules, base_parameters, inject
 from minitorch_peft.peft.patterns import Pattern, select
 from minitorch_peft.peft.registry import METHODS, Method, register
-from minitorch_peft.peft.shapes import Around, Tokens
+from minitorch_peft.peft.shapes import Around, ParameterReparam, Tokens
 
 
 @dataclass
@@ -116,7 +116,44 @@ def prefix_count(model, config):
     return 2 * c.n_layer * c.kv_heads * c.head_dim * config.num_virtual_tokens
 
 
+@dataclass
+class ScaleConfig(PeftConfig):
+    peft_type: ClassVar[str] = "TOY_SCALE"
+
+    target_parameters: Pattern = ("ln_2.weight", "tokens.weight")
+
+
+class Scale(ParameterReparam):
+    """theta (1 + d), one d for each row (for each element of a vector)."""
+
+    def __init__(self, path, theta, adapter):
+        self.d = adapter.new_parameter(f"{path}.d", (len(theta.data), *[1] * (theta.data.ndim - 1)), init.zeros)
+
+    def tensor(self, theta, context):
+        return theta * (self.d + 1)
+
+    def effective(self, theta):
+        return theta * (self.d.data.astype(theta.dtype) + 1)
+
+
+class ScaleAdapter(Adapter):
+    def attach(self, config):
+        paths = scale_targets(self.model, config)
+        self.reparametrize(list(paths), lambda path, theta: Scale(path, theta, self))
+
+
+def scale_targets(model, config):
+    rows = {path: len(p.data) for path, p in base_parameters(model)}
+    return {path: rows[path] for path in select(config.target_parameters, rows, "parameter")}
+
+
 TOYS = (
+    Method(
+        name="toy_scale", config=ScaleConfig, adapter=ScaleAdapter, shape="reparam", folder="parameter",
+        start="bitwise", count=lambda model, config: sum(scale_targets(model, config).values()), mergeable=True,
+        rowwise=False, stackable_with=("reparam", "around", "tokens", "select"), summary="a toy",
+        examples=(ScaleConfig(),),
+    ),
     Method(
         name="toy_bottleneck", config=BottleneckConfig, adapter=Bottleneck, shape="around", folder="function",
         start="bitwise", count=bottleneck_count, mergeable=False, rowwise=True,

@@ -1,0 +1,124 @@
+"""Many users in one batch: each row under its own adapter, of one method or of several, equals the separate runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import toy_methods
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft_cases import IDS, TIGHT, gpt, logits, stirred
+
+import minitorch_peft as mp
+from minitorch_peft.peft import FullConfig, LoraConfig, PeftModel
+
+USERS = {
+    "lora": LoraConfig(r=2, target_modules="all-linear"),
+    "lora-wide": LoraConfig(r=4),
+    "prompt": toy_methods.PromptConfig(3),
+    "long-prompt": toy_methods.PromptConfig(5),
+    "prefix": toy_methods.PrefixConfig(2),
+    "long-prefix": toy_methods.PrefixConfig(4),
+    "bottleneck": toy_methods.BottleneckConfig(),
+}
+MASK = np.arange(8) >= np.array([0, 3, 6])[:, None]
+
+
+@pytest.fixture(autouse=True)
+def toys():
+    with toy_methods.registered():
+        yield
+
+
+def served(family="gpt2", dtype=np.float32):
+    p = PeftModel(gpt(family, dtype))
+    for seed, (name, config) in enumerate(USERS.items()):
+        p.add_adapter(name, config, seed=seed)
+        stirred(p, name)
+    return p
+
+
+@settings(max_examples=12, deadline=None)
+@given(names=st.lists(st.sampled_from([*USERS, "__base__"]), min_size=3, max_size=3), padded=st.booleans())
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_row_among_others_equals_the_row_alone(family, names, padded):
+    p = served(family)
+    mask = {"attention_mask": MASK} if padded else {}
+    together = logits(p, adapter_names=names, **mask)
+    for row, name in enumerate(names):
+        start = int((~MASK[row]).sum()) if padded else 0
+        alone = logits(p, IDS[row : row + 1, start:], adapter_names=[name])
+        np.testing.assert_allclose(together[row, start:], alone[0], **TIGHT)
+        if name != "__base__":
+            p.set_adapter(name)
+            np.testing.assert_allclose(alone, logits(p, IDS[row : row + 1, start:]), **TIGHT)
+
+
+@settings(max_examples=8, deadline=None)
+@given(names=st.lists(st.sampled_from([*USERS, "__base__"]), min_size=3, max_size=3))
+def test_generation_of_a_mixed_batch_equals_the_rows_alone(names):
+    p = served()
+    together = p.generate(IDS, max_new_tokens=6, adapter_names=names, attention_mask=MASK)
+    slowly = p.generate(IDS, max_new_tokens=6, adapter_names=names, attention_mask=MASK, use_cache=False)
+    assert np.array_equal(together, slowly)
+    for row, name in enumerate(names):
+        start = int((~MASK[row]).sum())
+        alone = p.generate(IDS[row : row + 1, start:], max_new_tokens=6, adapter_names=[name])
+        assert np.array_equal(together[row, start:], alone[0])
+
+
+@pytest.mark.parametrize("names", [["prompt", "lora", "__base__"], ["prefix", "long-prompt", "long-prefix"]])
+def test_the_loss_and_the_gradients_of_a_mixed_batch_are_those_of_the_rows(names):
+    p = served(dtype=np.float64)
+    p.set_adapter(dict.fromkeys(n for n in names if n != "__base__"))
+    out = p(IDS, labels=IDS, adapter_names=names)
+    out.loss.backward()
+    together = {n: q.grad for n, q in p.trainable_parameters().items()}
+    p.zero_grad()
+    total, count = 0.0, 0
+    for row, name in enumerate(names):
+        one = p(IDS[row : row + 1], labels=IDS[row : row + 1], adapter_names=[name])
+        assert one.num_targets == 7 + ("prompt" in name)  # a prompt's last vector predicts the first token
+        total, count = total + one.loss * one.num_targets, count + one.num_targets
+    assert out.num_targets == count
+    np.testing.assert_allclose(out.loss.item(), total.item() / count, rtol=1e-12)
+    (total * (1 / count)).backward()
+    for name, q in p.trainable_parameters().items():
+        np.testing.assert_allclose(together[name], q.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_of_rows_with_their_own_prompts_and_prefixes():
+    p = served("llama", np.float64)
+    names = ["long-prompt", "prefix", "long-prefix"]
+    p.set_adapter(names)
+    assert mp.gradcheck(lambda: p(IDS, adapter_names=names).logits, (), parameters=p.trainable_parameters())
+
+
+def test_n_users_with_n_prefixes_take_the_places_of_the_longest():
+    p = PeftModel(gpt("gpt2"))
+    for i in range(3):
+        p.add_adapter(f"user-{i}", toy_methods.PrefixConfig(2 + i), seed=i)
+        stirred(p, f"user-{i}")
+    out = p(IDS, adapter_names=["user-0", "user-1", "user-2"], use_cache=True)
+    cache = out.past_key_values
+    assert cache.length == 4 + IDS.shape[1]
+    assert cache.real[:, :4].sum(axis=1).tolist() == [2, 3, 4]
+
+
+def test_a_prompt_of_one_user_is_no_prompt_of_another():
+    p = served()
+    names = ["prompt", "long-prompt", "prompt"]
+    before = logits(p, adapter_names=names)
+    next(iter(p.adapters["long-prompt"].named_parameters().values())).data[...] *= -1
+    after = logits(p, adapter_names=names)
+    np.testing.assert_array_equal(before[[0, 2]], after[[0, 2]])
+    assert np.abs(after[1] - before[1]).max() > 1e-3
+
+
+def test_what_changes_the_whole_batch_says_so():
+    p = served()
+    p.add_adapter("full", FullConfig())
+    p.add_adapter("scale", toy_methods.ScaleConfig())
+    for name in ("full", "scale"):
+        with pytest.raises(ValueError, match=f"adapter {name} changes the whole batch at once"):
+            p(IDS, adapter_names=["lora", name, "prompt"])
