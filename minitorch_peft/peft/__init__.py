@@ -3,7 +3,8 @@
 from minitorch_peft.peft import function as _function  # noqa: F401  (its methods register themselves)
 from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.function import IA3Config
+from minitorch_peft.peft.function import IA3Config, LoReftConfig
+from minitorch_peft.peft.input import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
 from minitorch_peft.peft.parameter import BitFitConfig, FullConfig, LoraConfig, PartialConfig
@@ -15,11 +16,15 @@ __all__ = [
     "BitFitConfig",
     "FullConfig",
     "IA3Config",
+    "LoReftConfig",
     "LoraConfig",
     "MergeCertificate",
     "PartialConfig",
     "PeftConfig",
     "PeftModel",
+    "PrefixTuningConfig",
+    "PromptEncoderConfig",
+    "PromptTuningConfig",
     "get_peft_model",
     "prepare_model_for_kbit_training",
 ]

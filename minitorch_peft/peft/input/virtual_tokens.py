@@ -1,0 +1,80 @@
+"""What methods of virtual tokens share: a table (k, n) that an encoder makes, put before the input of the model.
+
+The encoder stands beside the base as the part ``prompt_encoder``, named inside as ``peft`` names it, and runs in every
+pass. For prompts the table is (k, C), a vector for each virtual token; for prefixes (k, 2 n_layer kv_heads head_dim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.models import GPT
+from minitorch_peft.nn import Embedding, ForwardContext, Module, init
+from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.inject import inject
+from minitorch_peft.peft.shapes import Tokens
+
+
+@dataclass
+class VirtualTokensConfig(PeftConfig):
+    num_virtual_tokens: int = 20  # k
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("num_virtual_tokens", self.num_virtual_tokens)
+
+
+def check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+class Table(Module):
+    """The encoder that is nothing but the table itself."""
+
+    def __init__(self, k: int, width: int, start: init.Init | None = None) -> None:
+        self.embedding = Embedding(k, width, start)  # N(0, 1) by default, as in torch and peft
+
+    def forward(self, context: ForwardContext | None = None) -> Tensor:
+        return self.embedding.weight
+
+
+class VirtualTokens(Adapter):
+    """An adapter with an encoder."""
+
+    @property
+    def encoder(self) -> Module:
+        return self.parts["prompt_encoder"]
+
+    def add_encoder(self, make: Callable[[GPT, Any], Module]) -> None:
+        """Give the adapter the encoder ``make(model, config)``; ValueError where the model has no room for k tokens."""
+        k, most = self.config.num_virtual_tokens, self.model.config.n_positions - 1
+        if k > most:
+            raise ValueError(f"num_virtual_tokens={k} leaves no position for a token: at most {most} for this model")
+        self.parts = {"prompt_encoder": self.new_module("prompt_encoder", make(self.model, self.config))}
+
+    def table(self) -> Tensor:
+        """What the encoder makes (k, n)."""
+        return self.encoder()
+
+
+class PromptLayer(Tokens):
+    """Stands around ``embed`` and puts the encoder's table before the vectors of the input."""
+
+    adapter: VirtualTokens
+
+    def prompt(self) -> Tensor:
+        return self.adapter.table()
+
+
+class PromptAdapter(VirtualTokens):
+    """Virtual tokens before the positions are added: attention sees them as it sees words."""
+
+    def add_prompt(self, make: Callable[[GPT, Any], Module]) -> None:
+        self.add_encoder(make)
+        self.prompt_length = self.config.num_virtual_tokens
+        self.wrappers = inject(self.model, ["embed"], lambda base, path: PromptLayer(base, self))
