@@ -1,6 +1,6 @@
 """Methods that change the function: small modules in, around or beside the blocks."""
 
 from minitorch_peft.peft.function.ia3 import IA3Config
+from minitorch_peft.peft.function.loreft import LoReftConfig
 
-
-__all__ = ["IA3Config"]
+__all__ = ["IA3Config", "LoReftConfig"]
