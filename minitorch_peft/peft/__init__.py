@@ -7,12 +7,13 @@ from minitorch_peft.peft.function import IA3Config, LoReftConfig
 from minitorch_peft.peft.input import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
-from minitorch_peft.peft.parameter import BitFitConfig, FullConfig, LoraConfig, PartialConfig
+from minitorch_peft.peft.parameter import AdaLoraConfig, BitFitConfig, FullConfig, LoraConfig, PartialConfig
 from minitorch_peft.peft.registry import METHODS
 from minitorch_peft.quant import prepare_model_for_kbit_training
 
 __all__ = [
     "METHODS",
+    "AdaLoraConfig",
     "BitFitConfig",
     "FullConfig",
     "IA3Config",

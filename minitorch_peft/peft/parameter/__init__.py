@@ -1,8 +1,9 @@
 """Methods that change parameters. Importing this package registers them."""
 
+from minitorch_peft.peft.parameter.adalora import AdaLoraConfig
 from minitorch_peft.peft.parameter.bitfit import BitFitConfig
 from minitorch_peft.peft.parameter.full import FullConfig
 from minitorch_peft.peft.parameter.lora import LoraConfig
 from minitorch_peft.peft.parameter.partial import PartialConfig
 
-__all__ = ["BitFitConfig", "FullConfig", "LoraConfig", "PartialConfig"]
+__all__ = ["AdaLoraConfig", "BitFitConfig", "FullConfig", "LoraConfig", "PartialConfig"]
