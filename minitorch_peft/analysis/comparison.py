@@ -19,6 +19,9 @@ from minitorch_peft.peft.merge import checksum
 from minitorch_peft.training import Progress
 
 
+FIGURES = 2  # raised when a run's result gets other figures: stored ones are then made anew
+
+
 class Comparison:
     """``contenders`` x ``seeds`` runs of one plan.
 
@@ -32,7 +35,12 @@ class Comparison:
         self.plan, self.contenders, self.seeds, self.out = plan, tuple(contenders), tuple(seeds), out
         self.base = GPT.from_pretrained(plan.base)
         self.tokenizer = tokenizer
-        self.settings = {"plan": plan.to_dict(), "base": checksum(self.base), "version": __version__}
+        self.settings = {
+            "plan": plan.to_dict(),
+            "base": checksum(self.base),
+            "version": __version__,
+            "figures": FIGURES,
+        }
 
     @cached_property
     def texts(self) -> Texts:

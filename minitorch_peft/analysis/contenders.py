@@ -16,6 +16,7 @@ class Contender:
     """``method`` is a name of the registry, ``settings`` are its config's, ``lr`` the peak rate.
 
     ``quantization`` is how the base is stored, which is no matter of the method: LoRA on four bits is QLoRA.
+    ``budget``: of a comparison at equal numbers of parameters, which one ("" where there is none).
     """
 
     name: str
@@ -24,6 +25,12 @@ class Contender:
     lr: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     quantization: BitsAndBytesConfig = field(default_factory=BitsAndBytesConfig)
+    budget: str = ""
+
+    @property
+    def folder(self) -> str:
+        """What the method changes: "parameter", "input" or "function"."""
+        return METHODS[self.method].folder
 
     def base(self, name: str) -> GPT:
         return GPT.from_pretrained(name, quantization_config=self.quantization)

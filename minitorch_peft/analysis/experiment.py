@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from minitorch_peft.analysis.contenders import Contender
+from minitorch_peft.analysis.energy import metered
+from minitorch_peft.analysis.latency import latencies
 from minitorch_peft.analysis.memory import peak_memory
 from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.analysis.texts import Texts, pack_split
@@ -54,7 +56,8 @@ def run(
     model = adapted(plan, contender, seed)
     stored = storage(model, contender, texts, plan)
     trainer = Trainer(model, texts.batches(seed), plan.training(contender.lr, seed), progress=watch)
-    result = trainer.run()
+    with metered() as energy:
+        result = trainer.run()
     model.save_pretrained(folder, format="native")  # peft's layout of a fused projection stores zeros too
     trainable, _ = model.get_nb_trainable_parameters()
     return {
@@ -68,6 +71,8 @@ def run(
         "seconds_per_step": statistics.median(seconds[WARM_UP:] or seconds),
         "last_loss": result.losses[-1],
         "bits_per_byte": bits(model, texts, plan),
+        "energy": {"joules": energy.joules, "how": energy.how},
+        "seconds_per_token": latencies(model),
         **stored,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from minitorch_peft.analysis.contenders import Contender
@@ -42,7 +42,8 @@ class Row:
     """What a method costs, learns and forgets. ``bits``: bits per byte after adapting, by text.
 
     ``base_bytes``: the base in memory. ``packed``: of a base in four bits, the bits that a weight takes there and the
-    bits per byte before adapting, by text.
+    bits per byte before adapting, by text. ``joules``: of training, the mean. ``seconds_per_token``: the best run's, of
+    the base alone, under the adapter, and merged.
     """
 
     contender: Contender
@@ -54,6 +55,8 @@ class Row:
     bits: dict[str, Spread]
     base_bytes: int = 0
     packed: tuple[float, dict[str, float]] | None = None
+    joules: float = 0.0
+    seconds_per_token: dict[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -67,6 +70,8 @@ class Row:
             "seconds_per_step": self.seconds_per_step._asdict(),
             "bits_per_byte": {name: spread._asdict() for name, spread in self.bits.items()},
             "base_bytes": self.base_bytes,
+            "joules": self.joules,
+            "seconds_per_token": self.seconds_per_token,
             **({} if self.packed is None else dict(zip(PACKED, self.packed, strict=True))),
         }
 
@@ -88,7 +93,13 @@ def row(contender: Contender, runs: list[dict[str, Any]]) -> Row:
         {name: Spread.of(r["bits_per_byte"][name] for r in runs) for name in MEASURED},
         first["base_bytes"],
         (first[PACKED[0]], first[PACKED[1]]) if PACKED[0] in first else None,
+        statistics.fmean(r["energy"]["joules"] for r in runs),
+        {name: fastest(r["seconds_per_token"][name] for r in runs) for name in first["seconds_per_token"]},
     )
+
+
+def fastest(seconds: Iterable[float | None]) -> float | None:
+    return min((s for s in seconds if s is not None), default=None)
 
 
 def human_bytes(count: float) -> str:

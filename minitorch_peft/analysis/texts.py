@@ -49,8 +49,14 @@ class Texts:
 
 
 def without_mask(batch: Batch) -> Batch:
-    """Packed rows are full, or padded on the right, where causality hides the padding: they need no mask."""
-    return {"input_ids": batch["input_ids"], "labels": batch["labels"]}
+    """Packed rows are full, or padded on the right, where causality hides the padding: they need no mask.
+
+    A row's first token is no target: only a model with a prompt before it could predict it, and all are to be
+    measured on the same tokens.
+    """
+    labels = batch["labels"].copy()
+    labels[:, 0] = -100
+    return {"input_ids": batch["input_ids"], "labels": labels}
 
 
 def pack_split(translation: str, split: str, tokenizer: Tokenizer) -> PackedText:
