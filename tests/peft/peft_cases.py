@@ -16,6 +16,16 @@ CONFIGS = {
     "gpt2": GPTConfig(**SIZES),
     "llama": GPTConfig.llama(**SIZES, num_key_value_heads=2, n_inner=40),
 }
+BASES = {  # of random models of transformers, for the tests of parity
+    "gpt2": {
+        "model_type": "gpt2", "vocab_size": 64, "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4,
+        "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+    "llama": {
+        "model_type": "llama", "vocab_size": 64, "max_position_embeddings": 40, "hidden_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+    },
+}  # fmt: skip
 IDS = np.random.default_rng(1).integers(0, SIZES["vocab_size"], (3, 8))
 MASK = np.arange(8) >= np.array([0, 3, 6])[:, None]  # rows padded on the left
 TIGHT = {"rtol": 1e-5, "atol": 2e-5}

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from peft_cases import logits
+from peft_cases import BASES, logits
 
 from minitorch_peft.formats.files import FileFormatError, read_arrays, read_json, write_arrays
 from minitorch_peft.formats.hf import to_hf
@@ -24,16 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*is_gradient_checkpointing"),
 ]
 
-BASES = {
-    "gpt2": {
-        "model_type": "gpt2", "vocab_size": 64, "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4,
-        "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0,
-    },
-    "llama": {
-        "model_type": "llama", "vocab_size": 64, "max_position_embeddings": 40, "hidden_size": 32,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
-    },
-}  # fmt: skip
 IDS = np.random.default_rng(4).integers(0, 64, (3, 9))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -81,47 +71,6 @@ THEIRS = {  # (base, settings there), whose adapters we load
     "layer llama": ("llama", {"target_modules": ["v_proj", "up_proj"], "layers_to_transform": 1}),
     "excluded": ("llama", {"target_modules": "all-linear", "exclude_modules": ["q_proj", "layers.0.mlp.up_proj"]}),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", name="torch")
-def _torch():
-    import torch
-
-    torch.set_num_threads(1)
-    return torch
-
-
-@pytest.fixture(scope="module", name="peft")
-def _peft():
-    import peft
-
-    return peft
-
-
-@pytest.fixture(scope="module")
-def bases(torch, tmp_path_factory):
-    """Family to the directory of a random model whose weights all matter."""
-    import transformers
-
-    found = {}
-    for name, options in BASES.items():
-        torch.manual_seed(0)
-        config = transformers.AutoConfig.for_model(**options, bos_token_id=None, eos_token_id=None)
-        model = transformers.AutoModelForCausalLM.from_config(config).eval()
-        for n, p in model.named_parameters():
-            norm = "ln" in n or "norm" in n
-            torch.nn.init.normal_(p, 1.0 if norm and "bias" not in n else 0.0, 0.15)
-        found[name] = tmp_path_factory.mktemp(name)
-        model.save_pretrained(found[name])
-    return found
-
-
-@pytest.fixture
-def load(bases):
-    """Family to a new copy of transformers' model."""
-    import transformers
-
-    return lambda family: transformers.AutoModelForCausalLM.from_pretrained(bases[family]).eval()
 
 
 def stir_theirs(torch, model):
