@@ -69,11 +69,13 @@ class LowRank(NamedTuple):
 class LowRankFiles:
     """``peft``'s translation for a method whose layers have ``lora_A``, ``lora_B`` and ``scaling``.
 
-    ``linear`` and ``embedding`` are the names of A and B in the file, for the two kinds of layers.
+    ``linear`` and ``embedding`` are the names of A and B in the file, for the two kinds of layers; ``more`` are
+    settings that the method understands beside LoRA's.
     """
 
-    linear: tuple[str, str]
-    embedding: tuple[str, str]
+    linear: tuple[str, str] = ("lora_A.weight", "lora_B.weight")
+    embedding: tuple[str, str] = ("lora_embedding_A", "lora_embedding_B")
+    more: tuple[str, ...] = ()
 
     # -- to peft ---------------------------------------------------------------------------------------------
     def write(self, adapter: Adapter) -> AdapterFiles:
@@ -83,7 +85,7 @@ class LowRankFiles:
         targeted = [module for module in modules if any(path in adapter.wrappers for path in module.ours)]
         for module in targeted:
             layers = [adapter.wrappers.get(path) for path in module.ours]
-            parts = [layer if layer is None else low_rank(layer) for layer in layers]
+            parts = [layer if layer is None else self.change(layer) for layer in layers]
             widths = [base_module(model, path).out_features for path in module.ours]
             fused = fuse(parts, widths)
             arrays |= dict(zip(self.names(model, module), fused[:2], strict=True))
@@ -94,7 +96,7 @@ class LowRankFiles:
         r, rank_pattern = common(ranks)
         alpha, alpha_pattern = common(alphas)
         settings = {
-            "peft_type": config.peft_type, "task_type": "CAUSAL_LM", "base_model_name_or_path": None,
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None,
             "inference_mode": True, "bias": "none", "init_lora_weights": True, "modules_to_save": None,
             "target_modules": short_names([m.name for m in targeted], [m.name for m in modules]),
             "fan_in_fan_out": any(module.conv1d for module in targeted),
@@ -103,6 +105,10 @@ class LowRankFiles:
         }  # fmt: skip
         return AdapterFiles(settings, arrays, {"format": "pt"} | ({SPLITS: json.dumps(splits)} if splits else {}))
 
+    def change(self, layer: Any) -> LowRank:
+        """What a layer adds to its weight."""
+        return LowRank(layer.lora_A.data, layer.lora_B.data, layer.scaling)
+
     def names(self, model: GPT, module: HFModule) -> tuple[str, str]:
         """Of A and B, in the file."""
         a, b = self.embedding if base_module(model, module.ours[0]).takes_ids else self.linear
@@ -110,7 +116,7 @@ class LowRankFiles:
 
     # -- from peft -------------------------------------------------------------------------------------------
     def read(self, model: GPT, files: AdapterFiles) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        check_settings(files)
+        check_settings(files, self.more)
         settings, modules = files.settings, hf_modules(model.config)
         given = without_base_copies(model, modules, files)
         targeted = [m for m in modules if is_target(settings, m.name, base_module(model, m.ours[0]).takes_ids)]
@@ -142,10 +148,6 @@ class LowRankFiles:
             "target_modules": short_names(list(ranks), ours),
             "lora_dropout": settings.get("lora_dropout", 0.0), "use_rslora": bool(settings.get("use_rslora")),
         }, arrays  # fmt: skip
-
-
-def low_rank(layer: Any) -> LowRank:
-    return LowRank(layer.lora_A.data, layer.lora_B.data, layer.scaling)
 
 
 def fuse(parts: Sequence[LowRank | None], widths: Sequence[int]) -> LowRank:
@@ -224,10 +226,10 @@ def tidy(x: float) -> float:
     return round(x) if math.isclose(x, round(x), rel_tol=1e-12) else x
 
 
-def check_settings(files: AdapterFiles) -> None:
-    """FileFormatError where the JSON asks for what cannot be translated."""
+def check_settings(files: AdapterFiles, more: Sequence[str] = ()) -> None:
+    """FileFormatError where the JSON asks for what cannot be translated; ``more`` can, beside LoRA's own."""
     path = files.directory / CONFIG
-    refuse_settings(files, UNDERSTOOD | INERT)
+    refuse_settings(files, UNDERSTOOD | INERT | set(more))
     check_kinds(files, KINDS)
     if files.settings.get("init_lora_weights", True) not in STARTS:
         start = files.settings["init_lora_weights"]

@@ -283,7 +283,7 @@ def test_short_names():
     [
         ({"bias": "all"}, "no counterpart here: bias='all'"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
-        ({"use_dora": True}, "use_dora=True"),
+        ({"use_dora": True}, "the model expects .*q_proj.lora_magnitude_vector"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\]"),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),

@@ -1,5 +1,6 @@
 """Methods that change parameters. Importing this package registers them."""
 
+from minitorch_peft.peft.parameter import dora as _dora  # noqa: F401  (its config is LoraConfig)
 from minitorch_peft.peft.parameter.adalora import AdaLoraConfig
 from minitorch_peft.peft.parameter.bitfit import BitFitConfig
 from minitorch_peft.peft.parameter.full import FullConfig

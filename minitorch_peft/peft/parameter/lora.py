@@ -32,9 +32,27 @@ from minitorch_peft.peft.shapes import Reparam
 
 @dataclass
 class LoraConfig(LowRankConfig):
+    """LoRA's settings, and the switches to two methods of its form, which have files of their own.
+
+    ``use_dora``: DoRA (``dora.py``); ``dora_detach_norm``: with ``peft``'s gradient, which holds the norm constant.
+    ``init_lora_weights="pissa"``: PiSSA (``pissa.py``).
+    """
+
     peft_type: ClassVar[str] = "LORA"
 
     lora_dropout: float = 0.0  # of x, on the low-rank path only
+    use_dora: bool = False
+    dora_detach_norm: bool = False
+    init_lora_weights: bool | str = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_lora_weights not in (True, "pissa"):
+            raise ValueError(f'init_lora_weights must be True or "pissa", got {self.init_lora_weights!r}')
+        if self.use_dora and self.init_lora_weights == "pissa":
+            raise ValueError('use_dora and init_lora_weights="pissa" are two methods: choose one of them')
+        if self.dora_detach_norm and not self.use_dora:
+            raise ValueError("dora_detach_norm is a setting of DoRA: set use_dora=True as well")
 
 
 class LoraLinear(Function):
@@ -62,6 +80,9 @@ class LoraLinear(Function):
 class LoraLayer(Reparam):
     """A frozen layer and its low-rank change."""
 
+    additive = True
+    """Nothing but s B A is added to the weight: such layers can run in one operation, each for its rows."""
+
     def __init__(self, base_layer: Module, path: str, adapter: Adapter, config: LoraConfig) -> None:
         super().__init__(base_layer, adapter)
         base, r = self.base, config.rank(path)
@@ -78,8 +99,12 @@ class LoraLayer(Reparam):
     def drops(self) -> bool:
         return self.training and self.dropout.p > 0
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the change s B A."""
+        return self.lora_A, self.lora_B
+
     def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
-        alone, terms, factors = self.base_layer is self.base, self.base.linear_terms(), (self.lora_A, self.lora_B)
+        alone, terms, factors = self.base_layer is self.base, self.base.linear_terms(), self.factors()
         packed = self.base.packed_terms()
         if not alone or (self.drops and terms is None and packed is None):
             return super().adapted(x, context)
@@ -95,12 +120,12 @@ class LoraLayer(Reparam):
     def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
         assert context is not None and context.adapter_names is not None  # else all rows are alike
         layers, terms = self.acting(context), self.base.linear_terms()
-        alike = all(isinstance(n, LoraLayer) and n.lora_A.shape == self.lora_A.shape and not n.drops for n in layers)
-        if terms is None or not alike:
+        plain = all(isinstance(layer, LoraLayer) and layer.additive and not layer.drops for layer in layers)
+        A, B = zip(*(layer.factors() for layer in layers), strict=True) if plain else ((), ())
+        if terms is None or not plain or any(a.shape != A[0].shape for a in A):
             return super().mixed(x, context, rows)
         place = {layer.adapter.name: i for i, layer in enumerate(layers)}
         owner = np.array([place.get(name, -1) for name in context.adapter_names])
-        A, B = [layer.lora_A for layer in layers], [layer.lora_B for layer in layers]
         return LoraGathered.apply(x, *terms, *A, *B, s=tuple(layer.scaling for layer in layers), owner=owner)
 
     def acting(self, context: ForwardContext) -> list[Any]:
@@ -115,7 +140,8 @@ class LoraLayer(Reparam):
 
     def delta(self, x: Tensor, context: ForwardContext | None) -> Tensor:
         x = x if self.base.takes_ids else self.dropout(x, context)
-        return F.linear(self.base.project(x, self.lora_A), self.lora_B) * self.scaling
+        A, B = self.factors()
+        return F.linear(self.base.project(x, A), B) * self.scaling
 
     def effective(self, weight: np.ndarray) -> np.ndarray:
         # BEGIN SOLUTION(task="3.4a")
@@ -125,9 +151,11 @@ class LoraLayer(Reparam):
 
 
 class Lora(Adapter):
+    layer: type[LoraLayer] = LoraLayer
+
     def attach(self, config: LoraConfig) -> None:
         targets = config.targets(self.model)
-        self.wrappers = inject(self.model, targets, lambda base, path: LoraLayer(base, path, self, config))
+        self.wrappers = inject(self.model, targets, lambda base, path: self.layer(base, path, self, config))
 
 
 def lora_count(model: GPT, config: LoraConfig) -> int:
@@ -148,6 +176,6 @@ register(
             LoraConfig(r=2, target_modules=["embed.tokens", "o_proj"]),
             LoraConfig(r=2, target_modules=["up_proj"], layers_to_transform=[0]),
         ),
-        peft_files=LowRankFiles(("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")),
+        peft_files=LowRankFiles(),
     )
 )  # fmt: skip
