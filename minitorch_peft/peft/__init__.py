@@ -7,7 +7,14 @@ from minitorch_peft.peft.function import IA3Config, LoReftConfig
 from minitorch_peft.peft.input import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
-from minitorch_peft.peft.parameter import AdaLoraConfig, BitFitConfig, FullConfig, LoraConfig, PartialConfig
+from minitorch_peft.peft.parameter import (
+    AdaLoraConfig,
+    BitFitConfig,
+    FullConfig,
+    LoraConfig,
+    PartialConfig,
+    RandomMaskConfig,
+)
 from minitorch_peft.peft.registry import METHODS
 from minitorch_peft.quant import prepare_model_for_kbit_training
 
@@ -26,6 +33,7 @@ __all__ = [
     "PrefixTuningConfig",
     "PromptEncoderConfig",
     "PromptTuningConfig",
+    "RandomMaskConfig",
     "get_peft_model",
     "prepare_model_for_kbit_training",
 ]

@@ -6,5 +6,6 @@ from minitorch_peft.peft.parameter.bitfit import BitFitConfig
 from minitorch_peft.peft.parameter.full import FullConfig
 from minitorch_peft.peft.parameter.lora import LoraConfig
 from minitorch_peft.peft.parameter.partial import PartialConfig
+from minitorch_peft.peft.parameter.random_mask import RandomMaskConfig
 
-__all__ = ["AdaLoraConfig", "BitFitConfig", "FullConfig", "LoraConfig", "PartialConfig"]
+__all__ = ["AdaLoraConfig", "BitFitConfig", "FullConfig", "LoraConfig", "PartialConfig", "RandomMaskConfig"]
