@@ -3,7 +3,7 @@
 from minitorch_peft.peft import function as _function  # noqa: F401  (its methods register themselves)
 from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.function import IA3Config, LoReftConfig
+from minitorch_peft.peft.function import IA3Config, LadderConfig, LoReftConfig
 from minitorch_peft.peft.input import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
@@ -24,6 +24,7 @@ __all__ = [
     "BitFitConfig",
     "FullConfig",
     "IA3Config",
+    "LadderConfig",
     "LoReftConfig",
     "LoraConfig",
     "MergeCertificate",

@@ -1,6 +1,7 @@
 """Methods that change the function: small modules in, around or beside the blocks."""
 
 from minitorch_peft.peft.function.ia3 import IA3Config
+from minitorch_peft.peft.function.ladder import LadderConfig
 from minitorch_peft.peft.function.loreft import LoReftConfig
 
-__all__ = ["IA3Config", "LoReftConfig"]
+__all__ = ["IA3Config", "LadderConfig", "LoReftConfig"]

@@ -1,0 +1,183 @@
+"""Ladder side-tuning: a small network along the frozen one, whose backward pass falls away (Sung et al. 2022).
+
+    s_0 = D_0 h_0,    s_i = block_i(μ_i s_{i-1} + (1 - μ_i) D_i h_i),  μ_i = sigmoid(a_i / T),    h + U norm(s_n)
+
+h_0 (B, T, C) are the embedded tokens, h_i what leaves the i-th block of the base, h the last of them. The side network
+has the base's kind of blocks with a width of w = C / f; D_i (w, C) take the rungs of the ladder, U (C, w) goes back up.
+The base runs without a graph, so of its activations the n + 1 rungs are kept, and of its backward pass nothing is left
+but the head's (section 3.1). Other methods save weight gradients and optimizer state; this one activations too.
+
+Parameters: (n + 2) C w for D and U, n for a (``gate``), and the side network's own, about 1 / f² of the base's blocks.
+It starts from the base's weights of largest norm (see ``ladder_start.py``), D from the choice of the same channels, a
+from 0.
+
+Two deviations from the paper: there U norm(s_n) goes to the head *in place of* h; here it is added, with U = 0, so that
+the adapted model starts as the base. And where another adapter trains along with this one, inside of the blocks or
+before them, the base is given its graph back for it: nothing is silently left untrained, and nothing is saved either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+import minitorch_peft.functional as F
+from minitorch_peft.autograd.tensor import Tensor, no_grad
+from minitorch_peft.models import GPT
+from minitorch_peft.models.gpt import Block, make_norm
+from minitorch_peft.models.inputs import rotation
+from minitorch_peft.nn import ForwardContext, Linear, Module, ModuleList, init
+from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.function.ladder_start import kept_channels, pruned_block, side_config, start
+from minitorch_peft.peft.function.places import NOWHERE, mark, marked
+from minitorch_peft.peft.inject import inject
+from minitorch_peft.peft.registry import Method, register
+from minitorch_peft.peft.shapes import Around, on_rows
+
+
+@dataclass
+class LadderConfig(PeftConfig):
+    """``reduction_factor``: f, how many times narrower the side network is; ``gate_temperature``: T."""
+
+    peft_type: ClassVar[str] = "LADDER"
+
+    reduction_factor: int = 8
+    gate_temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.reduction_factor, int) or self.reduction_factor < 1:
+            raise ValueError(f"reduction_factor must be a whole number of at least 1, got {self.reduction_factor!r}")
+        if not self.gate_temperature > 0:
+            raise ValueError(f"gate_temperature must be positive, got {self.gate_temperature!r}")
+
+
+class LadderLayer(Around):
+    """The stack of blocks, and the side network that climbs along it."""
+
+    def __init__(self, base_layer: Module, path: str, adapter: Adapter, config: LadderConfig) -> None:
+        super().__init__(base_layer, adapter)
+        model = adapter.model
+        self.config = side = side_config(model.config, config.reduction_factor)
+        n, C, w = side.n_layer, model.config.n_embd, side.n_embd
+        channels = kept_channels(model, w)
+        self.down = adapter.new_module(f"{path}.down", ModuleList([Linear(C, w, bias=False) for _ in range(n + 1)]))
+        self.side = adapter.new_module(f"{path}.side", ModuleList([Block(side, i) for i in range(n)]))
+        self.norm = adapter.new_module(f"{path}.norm", make_norm(side))
+        self.up = adapter.new_module(f"{path}.up", Linear(w, C, bias=False, weight_init=init.zeros))
+        self.gate = adapter.new_parameter(f"{path}.gate", (n,), init.zeros)
+        self.temperature = config.gate_temperature
+        for down in self.down:
+            down.weight.data[...] = np.eye(C)[channels]
+        for i, block in enumerate(self.side):
+            start(block, pruned_block(model, i, side, channels))
+
+    def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
+        rungs = self.climb(x, context)
+        return rungs[-1] + self.beside(rungs, context)
+
+    def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
+        rungs = self.climb(x, context)
+        return on_rows(rows, rungs[-1] + self.beside(rungs, context), rungs[-1])
+
+    def climb(self, x: Tensor, context: Any) -> list[Tensor]:
+        """What goes into each block of the base, and what leaves the last; without a graph where no other needs one."""
+        asked, context.hidden_states = context.hidden_states, []
+        if needs_graph(x, self.base_layer, context):
+            h = self.base_layer(x, context)
+        else:
+            with no_grad():
+                h = self.base_layer(x, context)
+        lower, context.hidden_states = context.hidden_states, asked
+        if asked is not None:  # the caller wants the base's, as it would have them without the ladder
+            asked += lower
+        return [*lower, h]
+
+    def beside(self, rungs: list[Tensor], context: Any) -> Tensor:
+        """U norm(s_n), (B, T, C)."""
+        context = self.own_context(context, rungs[0])
+        downs = iter(self.down)
+        s = next(downs)(rungs[0])
+        for i, (down, block, h) in enumerate(zip(downs, self.side, rungs[1:], strict=True)):
+            mu = F.sigmoid(self.gate[i] / self.temperature)
+            s = block(mu * s + (1 - mu) * down(h), context)
+        return self.up(self.norm(s))
+
+    def own_context(self, context: ForwardContext, x: Tensor) -> ForwardContext:
+        """The pass as the side network sees it: its own keys, rotations of its own width, no key that it has not."""
+        own = replace(context, hidden_states=None)
+        side, base = self.config, self.adapter.model.config
+        if context.rotary is not None and side.head_dim != base.head_dim:
+            own.rotary = rotation(context.position_ids, side.head_dim, side.rope_theta, x.dtype)  # type: ignore[arg-type]
+        if context.cache is not None:
+            name = f"{self.adapter.name}.side"
+            before, (B, T, _) = marked(context, name), x.shape
+            seen = np.concatenate([before, np.zeros((len(before), T), before.dtype)], axis=1)
+            mark(context, name, seen)
+            own.cache = SideCache(context.cache, name)
+            if (seen == NOWHERE).any():  # a prefix of another method's: keys for the base's blocks only
+                keys = np.broadcast_to(seen[:, None, None, :] != NOWHERE, (B, 1, 1, seen.shape[1]))
+                own.keep = keys if context.keep is None else context.keep & keys
+        return own
+
+
+class SideCache:
+    """A side network's keys and values in the pass's cache, as many as the base's: zeros where it has not seen one."""
+
+    def __init__(self, cache: Any, name: str) -> None:
+        self.cache = cache
+        self.name = name
+
+    def update(self, layer: int, key: Tensor, value: Tensor, past_length: int) -> tuple[Tensor, Tensor]:
+        own = f"{self.name}.{layer}"
+        B, H, _, D = key.shape
+        held = self.cache.entries.get(own, ())
+        if (missing := past_length - (held[0].shape[2] if held else 0)) > 0:
+            zeros = Tensor(np.zeros((B, H, missing, D), key.dtype))
+            self.cache.entries[own] = tuple(F.cat([t, zeros], dim=2) for t in held) or (zeros, zeros)
+        return self.cache.update(own, key, value, past_length)
+
+
+def needs_graph(x: Tensor, module: Module, context: ForwardContext) -> bool:
+    """Does anything train that comes before the stack or stands inside of it? (The keys of a prefix do, too.)"""
+    inside = (v for _, m in module.named_modules() for v in vars(m).values() if isinstance(v, Tensor))
+    entries = {} if context.cache is None else context.cache.entries
+    cached = (t for layer, pair in entries.items() if isinstance(layer, int) for t in pair)
+    return x.requires_grad or any(t.requires_grad for t in (*inside, *cached))
+
+
+class Ladder(Adapter):
+    def attach(self, config: LadderConfig) -> None:
+        self.wrappers = inject(self.model, ["blocks"], lambda base, path: LadderLayer(base, path, self, config))
+
+
+def ladder_count(model: GPT, config: LadderConfig) -> int:
+    """(n + 2) C w + n + w (or 2 w) of the last norm + those of n blocks of width w."""
+    side, C = side_config(model.config, config.reduction_factor), model.config.n_embd
+    n, w, inner = side.n_layer, side.n_embd, side.inner
+    norm = 2 * w if side.norm == "layer" else w
+    into = 2 if side.gated_mlp else 1
+    attention = 4 * w * w + 4 * w * side.attention_bias
+    mlp = (into + 1) * w * inner + (into * inner + w) * side.mlp_bias
+    return (n + 2) * C * w + n + norm + n * (attention + mlp + 2 * norm)
+
+
+register(
+    Method(
+        name="ladder",
+        config=LadderConfig,
+        adapter=Ladder,
+        shape="around",
+        folder="function",
+        start="bitwise",
+        count=ladder_count,
+        mergeable=False,
+        rowwise=True,
+        stackable_with=("reparam", "around", "tokens", "select"),
+        summary="a small network beside the base, which nothing is propagated back through",
+        examples=(LadderConfig(), LadderConfig(reduction_factor=4, gate_temperature=1.0)),
+    )
+)
