@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.models.cache import Cache
 from minitorch_peft.models.config import GPTConfig
 from minitorch_peft.models.inputs import as_array, as_ids
+from minitorch_peft.nn import mode_of
 
 
 def generate(
@@ -60,7 +60,7 @@ def generate(
     done = np.zeros(len(ids), bool)
     cache, new = None if past_key_values is None else past_key_values.copy(), ids
     for step in range(max_new_tokens):
-        with no_grad(), evaluating(model):
+        with no_grad(), mode_of(model, training=False):
             out = model(
                 new if use_cache else ids, attention_mask=mask, past_key_values=cache, use_cache=use_cache,
                 **forward_options,
@@ -82,17 +82,6 @@ def generate(
         if done.all():
             break
     return ids
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Inside, the model is in evaluation mode: no dropout."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def check_input(

@@ -8,7 +8,7 @@ from minitorch_peft.nn.leaf import Leaf
 from minitorch_peft.nn.linear import Linear, TiedLinear
 from minitorch_peft.nn.linear_4bit import Linear4bit
 from minitorch_peft.nn.lstm import LSTM
-from minitorch_peft.nn.module import Module, ModuleList, Parameter
+from minitorch_peft.nn.module import Module, ModuleList, Parameter, mode_of
 from minitorch_peft.nn.norm import LayerNorm, RMSNorm
 from minitorch_peft.nn.sequential import Sequential
 
@@ -28,4 +28,5 @@ __all__ = [
     "RMSNorm",
     "Sequential",
     "TiedLinear",
+    "mode_of",
 ]

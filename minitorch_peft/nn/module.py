@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,19 +64,18 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        for path, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Parameter):
-                    yield (f"{path}.{name}" if path else name), value
+        """Its own, then its children's, under the names that they give them."""
+        yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Parameter))
+        for path, child in self.named_children():
+            yield from ((f"{path}.{name}", p) for name, p in child.named_parameters())
 
     def parameters(self) -> Iterator[Parameter]:
         return (p for _, p in self.named_parameters())
 
     def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
-        for path, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, np.ndarray):
-                    yield (f"{path}.{name}" if path else name), value
+        yield from ((name, value) for name, value in vars(self).items() if isinstance(value, np.ndarray))
+        for path, child in self.named_children():
+            yield from ((f"{path}.{name}", array) for name, array in child.named_buffers())
 
     def constants(self) -> Mapping[str, np.ndarray]:
         """What gives the buffers their meaning: saved beside them, and compared when a state is loaded."""
@@ -83,11 +83,8 @@ class Module:
 
     def named_constants(self) -> dict[str, np.ndarray]:
         """Those of this module and of all below it."""
-        return {
-            (f"{path}.{name}" if path else name): array
-            for path, module in self.named_modules()
-            for name, array in module.constants().items()
-        }
+        below = {f"{path}.{n}": a for path, child in self.named_children() for n, a in child.named_constants().items()}
+        return {**self.constants(), **below}
 
     def get(self, path: str) -> Any:
         """The sub-module or parameter at a dotted path.
@@ -184,6 +181,18 @@ class Module:
         lines = [f"  ({n}): {c!r}".replace("\n", "\n  ") for n, c in self.named_children()]
         head = f"{type(self).__name__}({self.extra_repr()}"
         return head + ("\n" + "\n".join(lines) + "\n)" if lines else ")")
+
+
+@contextmanager
+def mode_of(model: Module, training: bool) -> Iterator[None]:
+    """Inside, ``model.training`` (of every module) is ``training``; afterwards each has its own mode back."""
+    before = [(module, module.training) for _, module in model.named_modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
 
 
 class ModuleList(Module):

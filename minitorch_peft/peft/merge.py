@@ -13,11 +13,10 @@ import numpy as np
 from minitorch_peft.autograd.random import generator
 from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.models import GPT, GPTConfig
-from minitorch_peft.nn import Module, Parameter, TiedLinear
+from minitorch_peft.nn import Module, Parameter, TiedLinear, mode_of
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.inject import base_buffers, base_module, base_parameters, replace_base_module
 from minitorch_peft.peft.standins import StandIns
-from minitorch_peft.training.evaluate import mode_of
 
 
 @dataclass(frozen=True)

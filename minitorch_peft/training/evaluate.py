@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minitorch_peft.autograd.tensor import no_grad
-from minitorch_peft.nn import Module
+from minitorch_peft.nn import Module, mode_of
 
 IGNORE = -100
 
@@ -70,15 +69,3 @@ def count_labels(out: Any, batch: Mapping[str, Any]) -> int:
     if hasattr(out, "num_targets"):
         return int(out.num_targets)
     return int((np.asarray(batch["labels"]) != IGNORE).sum())
-
-
-@contextmanager
-def mode_of(model: Module, training: bool) -> Iterator[None]:
-    """Inside, ``model.training`` (of every module) is ``training``; afterwards each has its own mode back."""
-    before = [(module, module.training) for _, module in model.named_modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from minitorch_peft.nn import Module
+from minitorch_peft.nn import Module, mode_of
 from minitorch_peft.optim import clip_grads_with_norm_, get_total_norm
 from minitorch_peft.training.accumulate import Batch, BatchSource, StepLoss, accumulate
 from minitorch_peft.training.config import TrainConfig
 from minitorch_peft.training.errors import TrainingError, TrainingInterrupted
-from minitorch_peft.training.evaluate import evaluate, mode_of
+from minitorch_peft.training.evaluate import evaluate
 from minitorch_peft.training.groups import make_optimizer, trainable
 from minitorch_peft.training.interrupt import GracefulStop
 from minitorch_peft.training.progress import Progress, StepReport
