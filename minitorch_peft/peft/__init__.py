@@ -4,7 +4,7 @@ from minitorch_peft.peft import function as _function  # noqa: F401  (its method
 from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.function import IA3Config, LadderConfig, LoReftConfig
-from minitorch_peft.peft.input import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from minitorch_peft.peft.input import GistConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
 from minitorch_peft.peft.parameter import (
@@ -23,6 +23,7 @@ __all__ = [
     "AdaLoraConfig",
     "BitFitConfig",
     "FullConfig",
+    "GistConfig",
     "IA3Config",
     "LadderConfig",
     "LoReftConfig",
