@@ -84,6 +84,8 @@ def _initial_gradient(root: Tensor, gradient: Tensor | np.ndarray | None) -> np.
 
 def _input_gradients(node: Node, g: np.ndarray) -> tuple[Any, ...]:
     """Run one backward rule and hold it to its contract: a gradient has its input's shape and dtype."""
+    if profiler.meter is not None:
+        profiler.meter.begin_backward()
     node.restore()
     node.check_unchanged()
     saved = node.saved
@@ -105,6 +107,8 @@ def _input_gradients(node: Node, g: np.ndarray) -> tuple[Any, ...]:
         # a leaf keeps its gradient: it must not share memory with another gradient or with what was saved
         gi = np.asarray(gi)
         gradients.append(_own(gi, g, saved, gradients) if t.is_leaf else gi)
+    if profiler.meter is not None:
+        profiler.meter.backward(node, (g, *gradients))
     return tuple(gradients)
 
 

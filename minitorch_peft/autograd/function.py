@@ -67,6 +67,8 @@ class Output:
             node.check_unchanged()
             with profiler.record(node.name, "again"):
                 self.remade = node.function.again(node)
+            if profiler.meter is not None:
+                profiler.meter.again(node, self.remade)
         return self.remade
 
 
@@ -199,6 +201,8 @@ class Function:
             ctx.keep_less(given)
             out.grad_fn, out.output = ctx, Output(ctx, out.data)
             out.requires_grad = True
+        if profiler.meter is not None:
+            profiler.meter.forward(ctx, tensors, constants, out.data)
         return out
 
 

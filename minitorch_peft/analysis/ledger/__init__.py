@@ -1,0 +1,91 @@
+"""An honest ledger: what a training step costs in bytes and operations, predicted, and held against a real step.
+
+    from minitorch_peft.analysis.ledger import ledger, measure
+    predicted = ledger(GPTConfig(...), LoraConfig(r=8), batch=(16, 128))
+    rich.print(predicted.table())
+    measure(model, LoraConfig(r=8), batch=(16, 128)).totals()      # the same, counted in a real step
+
+**Weights, gradients and optimizer state** follow from the shapes of the parameters. **Activations and operations**
+come of five small steps of a few rows and tokens: what the engine did and held is written down, every axis of every
+array is fitted as a + bB + cT + dBT, and the step is played again on paper with the axes of the asked (B, T). So every
+method is predicted without a word of it here: what it trains, and what its graph keeps, is what the engine was seen to
+do. ``formulas.py`` says in closed form what comes out for the base, full fine-tuning and LoRA.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from minitorch_peft.analysis.ledger.account import Ledger, account, stored
+from minitorch_peft.analysis.ledger.scaling import Batch, small_batches
+from minitorch_peft.analysis.ledger.trace import Configs, prepared, record, scaled, weights_of
+from minitorch_peft.models import GPT, GPTConfig
+from minitorch_peft.peft import PeftModel
+from minitorch_peft.training.config import OPTIMIZERS, TrainConfig
+from minitorch_peft.training.groups import make_optimizer, trainable
+
+__all__ = ["Ledger", "ledger", "measure"]
+
+
+def ledger(
+    model: GPT | PeftModel | GPTConfig, config: Configs = None, batch: Batch = (8, 128), optimizer: str = "adamw",
+    training: bool = True, seed: int = 0,
+) -> Ledger:  # fmt: skip
+    """Predict what one step of ``batch`` = (B, T) costs; nothing of that size is run.
+
+    Args:
+        model: the base, or a config of which one is made; a PeftModel (then without ``config``) as it stands.
+        config: a method's, or several that act together. Without one, ``model`` itself, with whatever trains in it.
+        optimizer: one of ``TrainConfig``'s names: "adamw", "sgd", "adamw_bnb_8bit", ...
+        training: False for a forward pass without a graph.
+
+    >>> from minitorch_peft.peft import LoraConfig
+    >>> shape = GPTConfig(vocab_size=97, n_positions=256, n_embd=64, n_layer=3, n_head=4)
+    >>> predicted = ledger(shape, LoraConfig(r=4), batch=(8, 128))
+    >>> predicted.trainable, predicted.gradients, predicted.optimizer
+    (3072, 12288, 24576)
+    """
+    check(optimizer)
+    with prepared(model, config, seed) as ready:
+        batches = small_batches(batch)
+        trace = scaled([record(ready, small, training) for small in batches], batches, batch)
+        return account(trace, batch, *parameters(ready, optimizer, training))
+
+
+def measure(
+    model: GPT | PeftModel | GPTConfig, config: Configs = None, batch: Batch = (8, 128), optimizer: str = "adamw",
+    training: bool = True, seed: int = 0,
+) -> Ledger:  # fmt: skip
+    """Run a real step of ``batch`` and count: arguments as in :func:`ledger`.
+
+    Gradients and optimizer state are the arrays that are there after the step; the parameters are put back.
+    """
+    check(optimizer)
+    with prepared(model, config, seed) as ready:
+        trace = record(ready, batch, training)
+        count, weights, _, _ = parameters(ready, optimizer, training)
+        if not training:
+            return account(trace, batch, count, weights, 0, 0)
+        own = trainable(ready)
+        gradients = stored(p.grad for p in own.values() if p.grad is not None)
+        made = make_optimizer(ready, TrainConfig(steps=1, lr=0.0, weight_decay=0.0, optimizer=optimizer))
+        made.step()
+        state = stored(a for slots in made.state.values() for a in slots.values() if hasattr(a, "nbytes"))
+        return account(trace, batch, count, weights, gradients, state)
+
+
+def parameters(model: Any, optimizer: str, training: bool) -> tuple[int, dict[str, int], int, int]:
+    """Trainable parameters, bytes of weights, of gradients and of the optimizer's state: from shapes alone."""
+    weights = {name: stored(arrays) for name, arrays in weights_of(model).items()}
+    if not training:
+        return 0, weights, 0, 0
+    own = trainable(model)
+    made = make_optimizer(model, TrainConfig(steps=1, optimizer=optimizer))
+    state = sum(prod(shape) * dtype.itemsize for p in own.values() for shape, dtype in made.layout(p).values())
+    return sum(p.data.size for p in own.values()), weights, sum(p.data.nbytes for p in own.values()), state
+
+
+def check(optimizer: str) -> None:
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
