@@ -12,6 +12,7 @@ from minitorch_peft.peft.parameter import (
     BitFitConfig,
     FullConfig,
     LoraConfig,
+    LoraPlusConfig,
     PartialConfig,
     RandomMaskConfig,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "LadderConfig",
     "LoReftConfig",
     "LoraConfig",
+    "LoraPlusConfig",
     "MergeCertificate",
     "PartialConfig",
     "PeftConfig",

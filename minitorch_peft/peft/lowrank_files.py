@@ -37,12 +37,15 @@ from minitorch_peft.peft.interop import (
     short_names,
 )
 from minitorch_peft.peft.patterns import by_path
+from minitorch_peft.peft.principal import halved, tidy
 
 if TYPE_CHECKING:
     from minitorch_peft.peft.adapter import Adapter
 
 SPLITS = "minitorch_peft.splits"
 """Metadata: the rank of each projection in a fused module, where B does not show it (an untrained B is zero)."""
+PRINCIPAL = "minitorch_peft.principal"
+"""Metadata: the later half of each A, and of each B with a minus, is the start of PiSSA."""
 UNDERSTOOD = {
     "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
     "lora_dropout", "r", "rank_pattern", "target_modules", "use_rslora",
@@ -143,11 +146,12 @@ class LowRankFiles:
         r, rank_pattern = common(ranks)
         lora_alpha, alpha_pattern = common(alphas)
         ours = [path for m in modules for path in m.ours]
-        return {
+        found = {
             "r": r, "rank_pattern": rank_pattern, "lora_alpha": lora_alpha, "alpha_pattern": alpha_pattern,
             "target_modules": short_names(list(ranks), ours),
             "lora_dropout": settings.get("lora_dropout", 0.0), "use_rslora": bool(settings.get("use_rslora")),
-        }, arrays  # fmt: skip
+        }  # fmt: skip
+        return halved(model, found, arrays) if PRINCIPAL in files.metadata else (found, arrays)
 
 
 def fuse(parts: Sequence[LowRank | None], widths: Sequence[int]) -> LowRank:
@@ -219,11 +223,6 @@ def shapes(model: GPT, module: HFModule, settings: Mapping[str, Any]) -> tuple[t
 
 def alpha_of(scaling: float, r: int, use_rslora: bool) -> float:
     return tidy(scaling * (math.sqrt(r) if use_rslora else r))
-
-
-def tidy(x: float) -> float:
-    """A whole number as one: 8, not 8.000000000000002."""
-    return round(x) if math.isclose(x, round(x), rel_tol=1e-12) else x
 
 
 def check_settings(files: AdapterFiles, more: Sequence[str] = ()) -> None:

@@ -291,7 +291,7 @@ def test_short_names():
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"ensure_weight_tying": True}, "ensure_weight_tying"),
         ({"a_setting_of_next_year": 3}, "a_setting_of_next_year=3"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' trained on a base that it changed"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' trained on a base that it changed"),
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
         ({"target_modules": None}, "has no target_modules; write the list"),
         ({"lora_alpha": "16"}, "lora_alpha='16' is not understood; correct it"),
