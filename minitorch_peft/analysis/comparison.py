@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 from minitorch_peft import __version__
 from minitorch_peft.analysis.contenders import Contender
 from minitorch_peft.analysis.experiment import bits, load_texts, run
+from minitorch_peft.analysis.kept import kept, stored
 from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.analysis.texts import Texts
 from minitorch_peft.data.tokenizer import Tokenizer
-from minitorch_peft.formats.files import FileFormatError, read_json, write_json
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.merge import checksum
 from minitorch_peft.training import Progress
-
 
 FIGURES = 2  # raised when a run's result gets other figures: stored ones are then made anew
 
@@ -48,7 +47,7 @@ class Comparison:
 
     def base_bits(self) -> dict[str, float]:
         """Bits per byte of the untouched base."""
-        return self._kept(
+        return kept(
             self.out / "base.json",
             self.settings,
             lambda: {"bits_per_byte": bits(self.base, self.texts, self.plan)},
@@ -59,13 +58,13 @@ class Comparison:
         return [
             (contender, seed)
             for contender, seed in self._all()
-            if self._stored(self._path(contender, seed), self._made_with(contender)) is None
+            if stored(self._path(contender, seed), self._made_with(contender)) is None
         ]
 
     def run(self, contender: Contender, seed: int, progress: Progress | None = None) -> dict[str, Any]:
         """The figures of one run, stored or made now."""
         path = self._path(contender, seed)
-        return self._kept(
+        return kept(
             path,
             self._made_with(contender),
             lambda: run(self.plan, contender, seed, self.texts, path.parent, progress),
@@ -84,19 +83,3 @@ class Comparison:
 
     def _made_with(self, contender: Contender) -> dict[str, Any]:
         return {**self.settings, "contender": contender.to_dict()}
-
-    def _kept(self, path: Path, made_with: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        stored = self._stored(path, made_with)
-        if stored is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stored = {**make(), "made_with": made_with}
-            write_json(path, stored)
-        return stored
-
-    def _stored(self, path: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
-        """None where there is no result, or one of other settings, or a damaged one."""
-        try:
-            stored = read_json(path)
-        except FileFormatError:
-            return None
-        return stored if stored.get("made_with") == made_with else None

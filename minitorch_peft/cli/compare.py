@@ -23,8 +23,13 @@ USUAL = Plan()
 
 def compare(
     base: Annotated[str, typer.Option(help="Embedded checkpoint, or folder of a model.")] = USUAL.base,
+    methods: Annotated[str, typer.Option(help="usual: the six of the README's table. all: the whole field.")] = "usual",
     method: Annotated[
-        list[str] | None, typer.Option(help="One of the methods, again for each. Default: all six.")
+        list[str] | None, typer.Option(help="One of these methods, again for each. Default: all of them.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="With --methods all: paper, 4k or 40k trainable parameters, again for each. Default: all."),
     ] = None,
     lr: Annotated[list[str] | None, typer.Option(help="Another rate: METHOD=RATE.")] = None,
     corpus: Annotated[str, typer.Option(help="Translation to adapt to.")] = USUAL.translation,
@@ -39,17 +44,21 @@ def compare(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Adapt modern English to the English of 1395 by six methods, and show what each costs and forgets.
+    """Adapt modern English to the English of 1395 by several methods, and show what each costs and forgets.
 
     Every method sees the same batches in the same order; only the seed changes them. Each run is kept in OUT
     when it ends: a comparison that was stopped goes on where it was when called again. The table ends up in
     OUT/results.json and the picture in OUT/compare.png; OUT/METHOD/seed-N holds the adapters.
+
+    `--methods all` compares every method that changes parameters, input or function: with its paper's defaults, and
+    with about 4,000 and about 40,000 trainable parameters. The rate of each is searched for first, on one grid.
 
     Examples:
 
         minitorch-peft compare
         minitorch-peft compare --seeds 1 --method lora-r4 --method bitfit --steps 200
         minitorch-peft compare --sweep
+        minitorch-peft compare --methods all --budget 4k --seeds 1
         minitorch-peft generate --adapter runs/compare/lora-r16/seed-0 --prompt "And Jhesus seide"
     """
     from minitorch_peft.analysis.comparison import Comparison
@@ -61,8 +70,17 @@ def compare(
     model = load_base(base)
     tokenizer = load_tokenizer(base, model)
     check_length(length, model)
-    contenders = with_rates(contenders_named(method) if method else CONTENDERS, lr or [])
     plan = Plan(base, corpus, steps, batch_size, length, min(USUAL.warmup, steps // 4), eval_rows)
+    if methods == "all":
+        from minitorch_peft.cli.compare_all import compare_all
+
+        if sweep:
+            raise CommandError("--methods all searches for rates itself: leave --sweep out", USAGE)
+        compare_all(screen, plan, budget, method, lr or [], range(seeds), tokenizer, out)
+        return
+    if methods != "usual" or budget:
+        raise CommandError(f"--methods {methods}: expected usual or all; --budget goes with --methods all", USAGE)
+    contenders = with_rates(contenders_named(method) if method else CONTENDERS, lr or [])
     if sweep:
         from minitorch_peft.cli.sweep import show_sweep
 
@@ -129,7 +147,7 @@ def show(screen: Screen, comparison: Comparison) -> None:
     """Table, picture and JSON."""
     from minitorch_peft.analysis.picture import draw
     from minitorch_peft.analysis.summary import rows
-    from minitorch_peft.cli.tables import comparison_tables
+    from minitorch_peft.cli.tables import comparison_tables, comparison_title
     from minitorch_peft.formats.files import write_json
 
     before = comparison.base_bits()
@@ -143,7 +161,8 @@ def show(screen: Screen, comparison: Comparison) -> None:
     picture, figures = comparison.out / "compare.png", comparison.out / "results.json"
     write_json(figures, value)
     draw(table, before, picture)
-    for part in comparison_tables(comparison.plan, len(comparison.seeds), table, before, screen.out.width):
+    title = comparison_title(comparison.plan, len(comparison.seeds))
+    for part in comparison_tables(title, table, before, screen.out.width):
         screen.say(part)
     screen.say(f"picture: {picture} · figures: {figures}")
     screen.result({**value, "picture": str(picture)})

@@ -19,14 +19,15 @@ NOTE = (
 )
 
 
-def comparison_tables(
-    plan: Plan, seeds: int, rows: Sequence[Row], before: dict[str, float], width: int
-) -> Iterator[Any]:
-    """What is to be printed on a terminal of ``width`` characters, in order."""
-    title = (
+def comparison_title(plan: Plan, seeds: int) -> str:
+    return (
         f"{plan.base} adapted to {plan.translation}: {plan.steps} steps of {plan.batch_size} x {plan.length} "
         f"tokens, {seeds} seed{'s' if seeds > 1 else ''}"
     )
+
+
+def comparison_tables(title: str, rows: Sequence[Row], before: dict[str, float], width: int) -> Iterator[Any]:
+    """What is to be printed on a terminal of ``width`` characters, in order."""
     costs, effects = cost_columns(rows), effect_columns(rows, before)
     if width >= WIDE:
         yield table(title, rows, {**costs, **effects})
@@ -35,6 +36,31 @@ def comparison_tables(
         yield table("Learned and forgotten", rows, effects)
     yield NOTE
     yield from (packed_note(row) for row in rows if row.packed is not None)
+
+
+def field_tables(title: str, rows: Sequence[Row], before: dict[str, float]) -> Iterator[Any]:
+    """The whole field at one budget, the best learner first: what each learned, and what it cost."""
+    ordered = sorted(rows, key=lambda r: r.bits["held_out"].mean)
+    changes = {"changes": ["", *(r.contender.folder for r in ordered)]}
+    rates = {"rate": ["", *(f"{r.contender.lr:g}" for r in ordered)]}
+    costs = {h: c for h, c in cost_columns(ordered).items() if h not in ("%", "base")}
+    yield table(title, ordered, {**changes, **effect_columns(ordered, before)})
+    yield table("What it cost", ordered, {**rates, **costs, **use_columns(ordered)})
+
+
+def use_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What training takes of energy, and a generated token of time."""
+
+    def milliseconds(seconds: float | None) -> str:
+        return "" if seconds is None else f"{seconds * 1e3:.2f}"
+
+    alone = [r.seconds_per_token.get("base") for r in rows]
+    base = min((s for s in alone if s is not None), default=None)
+    return {
+        "joules": ["", *(f"{r.joules:.0f}" for r in rows)],
+        "ms\na token": [milliseconds(base), *(milliseconds(r.seconds_per_token.get("adapter")) for r in rows)],
+        "ms\nmerged": ["", *(milliseconds(r.seconds_per_token.get("merged")) for r in rows)],
+    }
 
 
 def packed_note(row: Row) -> str:

@@ -10,15 +10,15 @@ from minitorch_peft.analysis.contenders import CONTENDERS
 from minitorch_peft.analysis.experiment import MEASURED
 from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.analysis.summary import Row, Spread
-from minitorch_peft.cli.tables import WIDE, comparison_tables
+from minitorch_peft.cli.tables import WIDE, comparison_tables, comparison_title
 from minitorch_peft.data.corpora import Corpus, load_corpus
 from minitorch_peft.data.packed import PackedText
 from minitorch_peft.formats.files import read_json
 from minitorch_peft.models import GPT
 from minitorch_peft.quant import QLORA
 
-TINY = ["--method", "lora-r4", "--method", "bitfit", "--seeds", 2, "--steps", 3, "--batch-size", 2,
-        "--length", 16, "--eval-rows", 2]  # fmt: skip
+TINY = ["--seeds", 2, "--steps", 3, "--batch-size", 2, "--length", 16, "--eval-rows", 2]
+TWO = ["--method", "lora-r4", "--method", "bitfit"]
 
 
 @pytest.fixture
@@ -30,7 +30,12 @@ def compare(call, base, tmp_path, monkeypatch):
         return PackedText.from_corpus(Corpus(translation, dict(verses)), tokenizer)
 
     monkeypatch.setattr(experiment, "pack_split", few_verses)
-    return lambda *more: call("compare", "--base", base, *TINY, "--out", tmp_path / "out", *more)
+
+    def run(*more):
+        usual = () if "--methods" in more else TWO
+        return call("compare", "--base", base, *TINY, *usual, "--out", tmp_path / "out", *more)
+
+    return run
 
 
 def test_the_table_has_every_method_and_the_json_every_figure(compare, tmp_path):
@@ -164,10 +169,60 @@ def test_a_narrow_terminal_gets_costs_and_effects_in_two_tables(width, tables):
         for c in CONTENDERS
     ]
     plan = Plan()
-    parts = list(comparison_tables(plan, 3, rows, dict.fromkeys(MEASURED, 4.0), width))
+    parts = list(comparison_tables(comparison_title(plan, 3), rows, dict.fromkeys(MEASURED, 4.0), width))
     console = Console(width=width)
     assert len(parts) == tables + 1
     with console.capture() as shown:
         for part in parts:
             console.print(part)
     assert "…" not in shown.get() and shown.get().count("full fine-tuning") == tables
+
+
+def test_the_whole_field_at_its_budgets(compare, tmp_path, monkeypatch):
+    import minitorch_peft.analysis.rates as rates
+
+    monkeypatch.setattr(rates, "GRID", (1e-3, 1e-2))
+    monkeypatch.setattr(rates, "sweep_texts", lambda plan, tokenizer: None)
+    tried = []
+    monkeypatch.setattr(rates, "validation_bits", lambda plan, c, seed, texts: tried.append(c.name) or 2 + c.lr)
+    options = ["--methods", "all", "--budget", "paper", "--budget", "4k", "--seeds", 1]
+    options = [*options, "--method", "lora", "--method", "full"]
+    runs, interrupt = [], [3]
+    real = experiment.run
+
+    def some_runs(plan, contender, *more):
+        if len(runs) == interrupt[0]:
+            raise KeyboardInterrupt
+        runs.append(contender.name)
+        return real(plan, contender, *more)
+
+    monkeypatch.setattr(comparison, "run", some_runs)
+    interrupt[0] = 1
+    assert compare(*options).code == 130
+    interrupt[0] = 9
+    done = compare(*options, "--json")
+    assert done.code == 0, done.err
+    assert runs == ["full-paper", "lora-paper", "lora-4k"] and len(tried) == 4  # each once
+    assert [(m["name"], m["budget"], m["lr"]) for m in done.json["methods"]] == [
+        ("full-paper", "paper", 1e-3), ("lora-paper", "paper", 1e-3), ("lora-4k", "4k", 1e-3),
+    ]  # fmt: skip
+    assert done.json["outside"]["4k"]["full fine-tuning"] == "trains every parameter"
+    assert done.json["rates_tried"]["lora"] == {"0.001": 2.001, "0.01": 2.01}
+    assert all(m["joules"] > 0 and m["seconds_per_token"]["merged"] > 0 for m in done.json["methods"])
+    assert (tmp_path / "out" / "compare-all.png").read_bytes().startswith(b"\x89PNG")
+    shown = compare(*options).out
+    assert "About 4k trainable parameters" in shown and "Not at this budget: full fine-tuning" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--methods", "most"], ["usual or all"]),
+        (["--budget", "4k"], ["goes with --methods all"]),
+        (["--methods", "all", "--budget", "5k"], ["unknown budget 5k"]),
+        (["--methods", "all", "--sweep"], ["leave --sweep out"]),
+    ],
+)
+def test_what_cannot_be_compared_in_the_field(compare, options, words):
+    done = compare(*options)
+    assert done.code == 2 and all(word in done.err for word in words)

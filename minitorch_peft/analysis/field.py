@@ -1,0 +1,144 @@
+"""The whole field: every method with its paper's defaults, and at equal budgets of trainable parameters.
+
+The budgets are about 4,000 and 40,000 numbers, for the tiny checkpoint (4 layers of 128 channels). A method that
+cannot have so few or so many says why. Rates stand nowhere here: they are found for each method by the same search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minitorch_peft.analysis.contenders import Contender
+
+BUDGETS = {"paper": None, "4k": 4_000, "40k": 40_000}
+TOLERANCE = 0.3  # of a budget, either way
+QV: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
+ALL: dict[str, Any] = {"target_modules": "all-linear"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in the field: its settings by budget, or the reason why there are none."""
+
+    name: str
+    method: str
+    title: str
+    settings: Mapping[str, Mapping[str, Any] | str]
+
+    def contender(self, budget: str) -> Contender | None:
+        settings = self.settings[budget]
+        if isinstance(settings, str):
+            return None
+        return Contender(f"{self.name}-{budget}", self.title, self.method, 0.0, settings, budget=budget)
+
+
+def entry(
+    name: str, title: str, paper: Mapping[str, Any] | str, small: Mapping[str, Any] | str,
+    large: Mapping[str, Any] | str, method: str | None = None,
+) -> Entry:  # fmt: skip
+    return Entry(name, method or name, title, {"paper": paper, "4k": small, "40k": large})
+
+
+def lora_like(r: int, alpha: float, targets: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {"r": r, "lora_alpha": alpha, **targets, **more}
+
+
+def field(budgets: Iterable[str] = tuple(BUDGETS), names: Iterable[str] | None = None) -> tuple[Contender, ...]:
+    """Every contender of these budgets, and of these entries; ValueError for a name that there is not."""
+    budgets = list(budgets)
+    if unknown := [b for b in budgets if b not in BUDGETS]:
+        raise ValueError(f"unknown budget {', '.join(unknown)}: expected some of {', '.join(BUDGETS)}")
+    chosen = [e.name for e in ENTRIES] if names is None else list(names)
+    if unknown := sorted(set(chosen) - {e.name for e in ENTRIES}):
+        raise ValueError(f"unknown method {', '.join(unknown)}: expected some of {', '.join(e.name for e in ENTRIES)}")
+    made = [e.contender(budget) for budget in budgets for e in ENTRIES if e.name in chosen]
+    return tuple(c for c in made if c is not None)
+
+
+def outside(budgets: Iterable[str] = tuple(BUDGETS)) -> dict[str, dict[str, str]]:
+    """By budget, the methods that are not in it and why."""
+    return {budget: {e.title: why for e in ENTRIES if isinstance(why := e.settings[budget], str)} for budget in budgets}
+
+
+WHOLE = "trains every parameter"
+TWICE = "trains two numbers for each parameter that it may change"
+LOWEST = [f"blocks.{i}.{part}" for i in (1, 2, 3) for part in ("ln_1.**", "ln_2.**", "mlp.*.bias")]
+BIASES = [f"{layer}.bias" for layer in ("q_proj", "k_proj", "v_proj", "up_proj")]
+VOCABULARY = {"prompt_tuning_init": "SAMPLE_VOCAB"}
+LSTM = {"encoder_reparameterization_type": "LSTM"}
+
+ENTRIES: tuple[Entry, ...] = (
+    entry("full", "full fine-tuning", {}, WHOLE, WHOLE),
+    entry(
+        "partial",
+        "partial",
+        {"top_layers": 1},
+        {"target_parameters": LOWEST},
+        {"target_parameters": ["blocks.3.attn.q_proj.**", "blocks.3.attn.v_proj.**"]},
+    ),
+    entry(
+        "random_mask",
+        "random mask",
+        {"num_parameters": 5_760},  # as many as BitFit's, the control of its paper
+        {"num_parameters": 4_000},
+        {"num_parameters": 40_000},
+    ),
+    entry("bitfit", "BitFit", {}, {"target_parameters": BIASES}, "has 5,760 biases and no more"),
+    entry("lora", "LoRA", lora_like(8, 16, QV), lora_like(2, 8, QV), lora_like(4, 16, ALL)),
+    entry(
+        "dora",
+        "DoRA",
+        lora_like(8, 16, QV),
+        lora_like(1, 4, QV),
+        lora_like(4, 16, ALL),
+    ),
+    entry("pissa", "PiSSA", lora_like(8, 8, QV), lora_like(2, 2, QV), lora_like(4, 4, ALL)),
+    entry("lora_plus", "LoRA+", lora_like(8, 16, QV), lora_like(2, 8, QV), lora_like(4, 16, ALL)),
+    entry(
+        "adalora",
+        "AdaLoRA",
+        {"init_r": 12, "target_r": 8, **QV},
+        {"init_r": 2, "target_r": 1, **QV},
+        {"init_r": 4, "target_r": 3, **ALL},
+    ),
+    entry("vera", "VeRA", {"r": 256, **QV}, {"r": 384, **QV}, {"r": 1_536, **ALL}),
+    entry("ia3", "IA3", {}, {}, "scales 3,072 activations and no more"),
+    entry("diff_pruning", "diff pruning", {}, TWICE, TWICE),
+    entry(
+        "prompt_tuning",
+        "prompt tuning",
+        {"num_virtual_tokens": 100, **VOCABULARY},
+        {"num_virtual_tokens": 32, **VOCABULARY},
+        "would put 320 vectors before a row, and the model has 256 positions",
+    ),
+    entry(
+        "prefix_tuning",
+        "prefix tuning",
+        {"num_virtual_tokens": 10, "prefix_projection": True, "encoder_hidden_size": 512},
+        {"num_virtual_tokens": 4},
+        {"num_virtual_tokens": 40},
+    ),
+    entry(
+        "p_tuning",
+        "P-tuning",
+        {"num_virtual_tokens": 20, "encoder_hidden_size": 128, **LSTM},
+        {"num_virtual_tokens": 8, "encoder_hidden_size": 10},
+        {"num_virtual_tokens": 20, "encoder_hidden_size": 96},
+    ),
+    entry("seq_bn", "adapter (Pfeiffer)", {}, {"bottleneck_size": 4}, {"bottleneck_size": 38}),
+    entry("double_seq_bn", "adapter (Houlsby)", {}, {"bottleneck_size": 1}, {"bottleneck_size": 19}),
+    entry("par_bn", "scaled parallel adapter", {}, {"bottleneck_size": 4}, {"bottleneck_size": 38}),
+    entry("mam", "MAM", {}, {}, {}),
+    entry("loreft", "LoReFT", {"r": 4}, {"r": 4}, {"r": 38}),
+    entry("ladder", "ladder side-tuning", {}, {}, {}),
+    entry("moe", "mixture of experts", {}, {}, {}),
+    entry("moe_lora", "mixture of LoRA experts", {}, {}, {}),
+)
+NOT_COMPARED: dict[str, str] = {
+    "p_tuning_v2": "it is prefix tuning with a classification head, which modelling a text does not need",
+    "gist": "it compresses prompts, and there is none here",
+    "fusion": "it mixes adapters that were trained before",
+}
+"""Methods that have no place in a comparison of language modelling, and why."""
