@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from minitorch_peft.formats.families import FAMILIES, expand, sizes, stored_shape
+from minitorch_peft.formats.families import FAMILIES
 from minitorch_peft.formats.files import read_arrays
-from minitorch_peft.formats.hf import from_hf, to_hf
-from minitorch_peft.formats.hf_config import read_config
-from minitorch_peft.models import GPT, GPTConfig
+from minitorch_peft.formats.hf import to_hf
 from minitorch_peft.optim import AdamW
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RECIPE = runpy.run_path(str(GOLDEN / "recipe.py"))
-
-
-def recipe_weights(family, fields):
-    """The recipe's weights under transformers' names."""
-    drop = "transformer." if family.model_type == "gpt2" else ""
-    rows = {row.theirs.removeprefix(drop): row for row in expand(family, fields)}
-    return RECIPE["weights"]({name: stored_shape(row, sizes(fields)) for name, row in rows.items()})
-
-
-def build(name, change=lambda arrays: None):
-    family, fields = read_config(RECIPE["CONFIGS"][name])
-    arrays = recipe_weights(family, fields)
-    change(arrays)
-    model = GPT(GPTConfig(**fields), seed=None).eval()
-    model.load_state_dict(from_hf(family, fields, arrays))
-    return model
+from ..golden.ours import GOLDEN, RECIPE, build, close
 
 
 @pytest.fixture(params=["gpt2", "llama"])
 def case(request):
     return request.param, build(request.param), read_arrays(GOLDEN / f"{request.param}.safetensors")
-
-
-def close(ours, theirs, rtol=1e-5):
-    """Within ``rtol`` of the largest entry."""
-    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype == np.float32
-    assert np.abs(ours - theirs).max() <= rtol * np.abs(theirs).max()
 
 
 def test_logits_and_loss(case):
