@@ -119,6 +119,10 @@ class Adapter:
         }
         return own | beside | {path: s.copy for path, s in self.selected.items()}
 
+    def frozen(self) -> dict[str, np.ndarray]:
+        """Arrays that do not train and that files hold beside the parameters: what is loaded is put into them."""
+        return {}
+
     def rows(self, context: ForwardContext | None) -> bool | np.ndarray:
         """Which rows run under this adapter: all (True), none (False), or bool (B,)."""
         if self.merged:

@@ -127,7 +127,7 @@ def to_peft(adapter: Adapter) -> AdapterFiles:
 
 
 def to_native(adapter: Adapter) -> AdapterFiles:
-    arrays = {name: p.data for name, p in adapter.named_parameters().items()}
+    arrays = {name: p.data for name, p in adapter.named_parameters().items()} | adapter.frozen()
     return AdapterFiles({MARKER: VERSION, **adapter.config.to_dict()}, arrays)
 
 
@@ -210,13 +210,15 @@ def config_of(method: Method, settings: dict[str, Any], files: AdapterFiles) -> 
 
 
 def fill(adapter: Adapter, arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Put a file's arrays into the adapter's parameters, all of them or none."""
+    """Put a file's arrays into the adapter's parameters and frozen arrays, all of them or none."""
     parameters = adapter.named_parameters()
-    check_tensors({name: p.shape for name, p in parameters.items()}, arrays, path)
-    for name, p in parameters.items():
-        if arrays[name].dtype.kind != "f" or not np.can_cast(arrays[name].dtype, p.dtype):
-            problem = f"{name} is {arrays[name].dtype}, the model {p.dtype}"
+    own = {name: p.data for name, p in parameters.items()} | adapter.frozen()
+    check_tensors({name: array.shape for name, array in own.items()}, arrays, path)
+    for name, array in own.items():
+        if arrays[name].dtype.kind != "f" or not np.can_cast(arrays[name].dtype, array.dtype):
+            problem = f"{name} is {arrays[name].dtype}, the model {array.dtype}"
             raise FileFormatError(path, problem, "values would be lost: save the adapter in the model's dtype")
-    for name, p in parameters.items():
-        p.data[...] = arrays[name]
+    for name, array in own.items():
+        array[...] = arrays[name]
+    for p in parameters.values():
         p.version.count += 1
