@@ -1,7 +1,8 @@
-"""A GPT that labels sequences: one vector of its last hidden states, and a linear head."""
+"""A model that labels sequences: one vector of its last hidden states, and a linear head."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
-from minitorch_peft.models.gpt import GPT
+from minitorch_peft.models.config import GPTConfig
 from minitorch_peft.models.inputs import as_array, as_ids
 from minitorch_peft.nn import ForwardContext, Linear, Module, init
 
@@ -28,13 +29,16 @@ class ClassifierOutput:
 class SequenceClassifier(Module):
     """``score`` of the last token's hidden state, padding left out (as in ``transformers``), or of the mean.
 
-    >>> from minitorch_peft.models import GPTConfig
+    ``model`` is a GPT, or an adapted one: then the adapters' hooks act on training here as they do there, and
+    ``peft.save_classifier`` keeps adapter and head together.
+
+    >>> from minitorch_peft.models import GPT, GPTConfig
     >>> gpt = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=16, n_layer=1, n_head=2), seed=0)
     >>> SequenceClassifier(gpt, num_labels=3)(np.arange(10).reshape(2, 5)).logits.shape
     (2, 3)
     """
 
-    def __init__(self, model: GPT, num_labels: int, pooling: str = "last", seed: int = 0) -> None:
+    def __init__(self, model: Any, num_labels: int, pooling: str = "last", seed: int = 0) -> None:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling={pooling!r}: expected one of {POOLINGS}")
         if num_labels < 1:
@@ -45,12 +49,26 @@ class SequenceClassifier(Module):
         self.score = Linear(config.n_embd, num_labels, False, init.normal(config.initializer_range))
         init.initialize(self.score, seed, "score.")
 
+    @property
+    def config(self) -> GPTConfig:
+        return self.model.config
+
+    @property
+    def num_labels(self) -> int:
+        return self.score.out_features
+
+    @property
+    def adapters(self) -> Mapping[str, Any]:
+        """The model's, where it has any."""
+        return getattr(self.model, "adapters", {})
+
     def forward(
         self,
         input_ids: Any,
         labels: Any = None,
         attention_mask: Any = None,
         context: ForwardContext | None = None,
+        adapter_names: Sequence[str] | None = None,
     ) -> ClassifierOutput:
         """Logits of each row, and the mean cross-entropy where ``labels`` are given.
 
@@ -58,11 +76,13 @@ class SequenceClassifier(Module):
             input_ids: int (B, T).
             labels: int (B,), each in [0, num_labels).
             attention_mask: (B, T), true (or 1) where there is a token; padding may stand on either side.
+            adapter_names: for each row, the adapter of the model that it runs under. All rows share the head.
         """
         context = self.model.new_context() if context is None else context
-        ids = as_ids(input_ids, self.model.config.vocab_size)
+        ids = as_ids(input_ids, self.config.vocab_size)
         tokens = token_mask(attention_mask, ids.shape)
-        h = self.model.encode_ids(ids, context, attention_mask=attention_mask)
+        rows = {} if adapter_names is None else {"adapter_names": adapter_names}
+        h = self.model.encode_ids(ids, context, attention_mask=attention_mask, **rows)
         logits = self.score(self.pool(h[:, -ids.shape[1] :], tokens), context)
         if labels is None:
             return ClassifierOutput(logits)
@@ -76,6 +96,35 @@ class SequenceClassifier(Module):
             return h[np.arange(len(tokens)), T - 1 - tokens[:, ::-1].argmax(axis=1)]
         share = tokens / tokens.sum(axis=1, keepdims=True)
         return (h * Tensor(share[:, :, None].astype(h.dtype))).sum(1)
+
+    # -- hooks: the trainer calls them, the adapters of the model have them -----------------------------------
+    def _hand_on(self, hook: str, *arguments: Any) -> Any:
+        """What the model's hook says; None where it has none."""
+        return getattr(self.model, hook)(*arguments) if hasattr(self.model, hook) else None
+
+    def penalty(self) -> Tensor | None:
+        return self._hand_on("penalty")
+
+    def param_groups(self) -> list[dict[str, Any]] | None:
+        """Those of the model under their names here, and the head at the plain rate; None where none is asked for."""
+        asked = self._hand_on("param_groups")
+        if asked is None:
+            return None
+        below = [{**group, "params": [f"model.{name}" for name in group["params"]]} for group in asked]
+        head = [f"score.{name}" for name, p in self.score.named_parameters() if p.requires_grad]
+        return [*below, {"params": head}] if head else below
+
+    def after_backward(self, step: int, total: int) -> None:
+        self._hand_on("after_backward", step, total)
+
+    def after_step(self, step: int) -> None:
+        self._hand_on("after_step", step)
+
+    def method_state(self) -> dict[str, np.ndarray]:
+        return self._hand_on("method_state") or {}
+
+    def load_method_state(self, state: dict[str, np.ndarray]) -> None:
+        self._hand_on("load_method_state", state)
 
 
 def class_labels(labels: Any, shape: tuple[int, ...]) -> np.ndarray:

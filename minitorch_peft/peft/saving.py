@@ -7,7 +7,7 @@ version of the format, so that loading needs no flag. Both are written whole or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 TOGETHER = "adapters.json"
 MARKER, VERSION = "minitorch_peft", 1
 FORMATS = ("native", "peft")
+HEAD = "score.weight"
+HEADS = (HEAD, f"base_model.{HEAD}", f"base_model.model.{HEAD}")
+"""A classifier's head beside an adapter: our name, and ``peft``'s for methods of virtual tokens and for all others."""
 
 
 def save_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path, format: str | None = None) -> str:
@@ -55,6 +58,13 @@ def save_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path
     >>> PeftModel.from_pretrained(GPT(config), directory).adapters["default"].config.target_modules
     ['q_proj', 'v_proj']
     """
+    chosen, files = files_of(peft_model, adapter_name, format)
+    write_files(files, Path(directory))
+    return chosen
+
+
+def files_of(peft_model: PeftModel, adapter_name: str, format: str | None) -> tuple[str, AdapterFiles]:
+    """The format that :func:`save_adapter` uses, and what it writes."""
     adapter = peft_model.adapters[adapter_name]
     if adapter.merged:
         raise RuntimeError("cannot save an adapter while it is merged: unmerge_adapter() first")
@@ -67,13 +77,15 @@ def save_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path
     files = to_peft(adapter) if chosen == "peft" else to_native(adapter)
     if not files.arrays:
         raise ValueError(f"adapter {adapter_name!r} has no parameters: there is nothing to save")
-    directory = Path(directory)
+    return chosen, files
+
+
+def write_files(files: AdapterFiles, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     # both are complete before the first takes its place: a full disk leaves the adapter that was there
     with atomic_write(directory / CONFIG) as config, atomic_write(directory / WEIGHTS) as weights:
         write_json(config, files.settings)
         write_arrays(weights, files.arrays, files.metadata)
-    return chosen
 
 
 class Together(NamedTuple):
@@ -141,6 +153,14 @@ def load_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path
             The model is then as it was.
     """
     files = read_files(Path(directory))
+    if heads := sorted(files.arrays.keys() & set(HEADS)):
+        problem = f"holds a classifier's head beside the adapter ({heads[0]})"
+        raise FileFormatError(files.directory, problem, "load both with load_classifier(model, directory)")
+    attach_files(peft_model, adapter_name, files)
+
+
+def attach_files(peft_model: PeftModel, adapter_name: str, files: AdapterFiles) -> None:
+    """:func:`load_adapter` of what was read already."""
     if MARKER in files.settings:
         config, arrays = from_native(files)
     else:
@@ -212,7 +232,13 @@ def config_of(method: Method, settings: dict[str, Any], files: AdapterFiles) -> 
 def fill(adapter: Adapter, arrays: dict[str, np.ndarray], path: Path) -> None:
     """Put a file's arrays into the adapter's parameters and frozen arrays, all of them or none."""
     parameters = adapter.named_parameters()
-    own = {name: p.data for name, p in parameters.items()} | adapter.frozen()
+    put({name: p.data for name, p in parameters.items()} | adapter.frozen(), arrays, path)
+    for p in parameters.values():
+        p.version.count += 1
+
+
+def put(own: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Copy a file's arrays into those of the same names; or FileFormatError, with nothing changed."""
     check_tensors({name: array.shape for name, array in own.items()}, arrays, path)
     for name, array in own.items():
         if arrays[name].dtype.kind != "f" or not np.can_cast(arrays[name].dtype, array.dtype):
@@ -220,5 +246,3 @@ def fill(adapter: Adapter, arrays: dict[str, np.ndarray], path: Path) -> None:
             raise FileFormatError(path, problem, "values would be lost: save the adapter in the model's dtype")
     for name, array in own.items():
         array[...] = arrays[name]
-    for p in parameters.values():
-        p.version.count += 1
