@@ -34,32 +34,30 @@ class LSTM(Module):
             sizes = f"{input_size}, {hidden_size} and {num_layers}"
             raise ValueError(f"input_size, hidden_size and num_layers must be at least 1, got {sizes}")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias = bias
         self.directions = ("", "_reverse") if bidirectional else ("",)
         start = init.uniform(1 / math.sqrt(hidden_size))
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * len(self.directions)
             for direction in self.directions:
-                shapes = {"weight_ih": (4 * hidden_size, width), "weight_hh": (4 * hidden_size, hidden_size)}
-                if bias:
-                    shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
-                for name, shape in shapes.items():
-                    setattr(self, f"{name}_l{layer}{direction}", Parameter.empty(shape, start))
+                for name, *columns in (("weight_ih", width), ("weight_hh", hidden_size), ("bias_ih",), ("bias_hh",)):
+                    parameter = Parameter.empty((4 * hidden_size, *columns), start) if columns or bias else None
+                    setattr(self, f"{name}_l{layer}{direction}", parameter)
             if layer < num_layers - 1:
                 setattr(self, f"dropout_l{layer}", Dropout(dropout, f"{site}.l{layer}"))
 
     def forward(self, x: Tensor, context: ForwardContext | None = None) -> Tensor:
         for layer in range(self.num_layers):
-            ways = [F.lstm_layer(x, *self.terms(layer, way), reverse=way != "") for way in self.directions]
+            ways = [self.one_way(x, layer, direction) for direction in self.directions]
             x = ways[0] if len(ways) == 1 else F.cat(ways, dim=2)
             if layer < self.num_layers - 1:
                 x = self.get(f"dropout_l{layer}")(x, context)
         return x
 
-    def terms(self, layer: int, direction: str) -> list[Parameter]:
-        """The weights, and biases where there are any, of one layer and direction."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
-        return [self.get(f"{name}_l{layer}{direction}") for name in names]
+    def one_way(self, x: Tensor, layer: int, direction: str) -> Tensor:
+        """What one direction of a layer makes of its input."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        W, U, b, d = (self.get(f"{name}_l{layer}{direction}") for name in names)
+        return F.lstm_layer(x, W, U, b, d, reverse=direction != "")
 
     def extra_repr(self) -> str:
         ways = ", bidirectional=True" if len(self.directions) == 2 else ""

@@ -28,10 +28,13 @@ class LSTM(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x, W, U, b, d, *, reverse: bool) -> np.ndarray:  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, x: np.ndarray, W: np.ndarray, U: np.ndarray, b: np.ndarray | None, d: np.ndarray | None, *,
+        reverse: bool,
+    ) -> np.ndarray:  # fmt: skip
         x = in_order(x, reverse)
-        B, T, H = *x.shape[:2], U.shape[1]
-        z = (x @ W.T if b is None else x @ W.T + (b + d)).reshape(B, T, 4, H)
+        (B, T, _), H = x.shape, U.shape[1]
+        z = (x @ W.T if b is None or d is None else x @ W.T + (b + d)).reshape(B, T, 4, H)
         gates = np.empty((B, T, 4, H), x.dtype)
         cells, hidden = np.zeros((2, B, T + 1, H), x.dtype)  # at 0 stands the state before the first step
         for t in range(T):

@@ -77,7 +77,7 @@ def test_the_start_is_that_of_torch() -> None:
 
 def test_in_reverse_it_is_the_same_from_the_other_end() -> None:
     lstm, x = made(2, 4, 3, 2)
-    terms = lstm.terms(0, "")
+    terms = [lstm.get(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     there = F.lstm_layer(x, *terms)
     back = F.lstm_layer(F.flip(x, (1,)), *terms, reverse=True)
     np.testing.assert_array_equal(back.data, there.data[:, ::-1])

@@ -86,7 +86,7 @@ class Projection(Module):
 
 def prefix_encoder(model: GPT, config: PrefixTuningConfig) -> Module:
     k, kv, hidden, width = prefix_sizes(model, config)
-    start = init.zeros if config.init_weights == "zero" else None
+    start: init.Init | None = init.zeros if config.init_weights == "zero" else None
     if config.prefix_projection:
         return Projection(k, kv, hidden, width, start)
     if config.init_weights == "text":
