@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
-
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import LSTM, Activation, Embedding, ForwardContext, Linear, Module, Sequential
@@ -93,19 +91,8 @@ def prompt_encoder(model: GPT, config: PromptEncoderConfig, site: str = "prompt_
 
 
 class PTuning(PromptAdapter):
-    noise = (0, 0)  # the seed and the step of this pass
-
     def attach(self, config: PromptEncoderConfig) -> None:
         self.add_prompt(partial(prompt_encoder, site=f"{self.name}.prompt_encoder"))
-
-    def rows(self, context: ForwardContext | None) -> bool | np.ndarray:
-        if context is not None:  # asked before every pass: from here the encoder's dropout knows which one it is
-            self.noise = (context.seed, context.step)
-        return super().rows(context)
-
-    def table(self) -> Tensor:
-        seed, step = self.noise
-        return self.encoder(ForwardContext(seed=seed, step=step))
 
 
 def p_tuning_count(model: GPT, config: PromptEncoderConfig) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Embedding, ForwardContext, Module, init
@@ -44,10 +46,12 @@ class Table(Module):
 
 
 class VirtualTokens(Adapter):
-    """An adapter with an encoder."""
+    """An adapter with an encoder. ``noise`` is the context of this pass, as far as dropout in the encoder needs it."""
+
+    noise = ForwardContext()
 
     @property
-    def encoder(self) -> Module:
+    def encoder(self) -> Any:
         return self.parts["prompt_encoder"]
 
     def add_encoder(self, make: Callable[[GPT, Any], Module]) -> None:
@@ -57,9 +61,14 @@ class VirtualTokens(Adapter):
             raise ValueError(f"num_virtual_tokens={k} leaves no position for a token: at most {most} for this model")
         self.parts = {"prompt_encoder": self.new_module("prompt_encoder", make(self.model, self.config))}
 
+    def rows(self, context: ForwardContext | None) -> bool | np.ndarray:
+        if context is not None:  # asked before every pass
+            self.noise = ForwardContext(seed=context.seed, step=context.step)
+        return super().rows(context)
+
     def table(self) -> Tensor:
         """What the encoder makes (k, n)."""
-        return self.encoder()
+        return self.encoder(self.noise)
 
 
 class PromptLayer(Tokens):
