@@ -14,6 +14,7 @@ from minitorch_peft.cli.course import course
 from minitorch_peft.cli.errors import Guarded
 from minitorch_peft.cli.generate import generate
 from minitorch_peft.cli.inspect import inspect
+from minitorch_peft.cli.ledger import ledger
 from minitorch_peft.cli.merge import merge
 from minitorch_peft.cli.pretrain import pretrain
 
@@ -52,7 +53,7 @@ def root(
     """
 
 
-for command in (compare, adapt, generate, merge, inspect, pretrain):
+for command in (compare, adapt, generate, merge, inspect, ledger, pretrain):
     app.command()(command)
 
 app.add_typer(course, name="course")

@@ -11,7 +11,7 @@ import pytest
 from minitorch_peft.cli import errors
 from minitorch_peft.cli.app import app
 
-COMMANDS = ("compare", "adapt", "generate", "merge", "inspect", "pretrain")
+COMMANDS = ("compare", "adapt", "generate", "merge", "inspect", "ledger", "pretrain")
 HEAVY = {
     *("numba", "scipy", "tokenizers", "matplotlib", "safetensors", "torch", "rich.progress"),
     *("minitorch_peft.models", "minitorch_peft.peft", "minitorch_peft.training", "minitorch_peft.data.corpora"),

@@ -138,6 +138,23 @@ def loreft_edit(c: Call) -> tuple[int, int]:
     return 2 * once, once * (3 + c.needs[0])
 
 
+def dora_norm(c: Call) -> tuple[int, int]:
+    """W Aᵀ, A Aᵀ and B times that; dA: Hᵀ W, Hᵀ B and that times A; dW: B A."""
+    A, B = c.inputs[1:]
+    assert A is not None and B is not None
+    (r, into), out = A, B[0]
+    through, small_A, small_B = 2 * r * into * out, 2 * r * r * into, 2 * r * r * out
+    return through + small_A + small_B, through * sum(c.needs[:2]) + (small_A + small_B) * c.needs[1]
+
+
+def non_orthonormality(c: Call) -> tuple[int, int]:
+    """P Pᵀ, and D P of the same size."""
+    P = c.inputs[0]
+    assert P is not None
+    once = 2 * P[0] * prod(P)
+    return once, once
+
+
 PRODUCTS: dict[str, Callable[[Call], tuple[int, int]]] = {
     "MatMul": matmul,
     "Linear": linear,
@@ -151,12 +168,14 @@ PRODUCTS: dict[str, Callable[[Call], tuple[int, int]]] = {
     "LSTM": lstm,
     "Einsum": einsum,
     "LoReftEdit": loreft_edit,
+    "DoraNorm": dora_norm,
+    "NonOrthonormality": non_orthonormality,
 }
 """Operations with products, and the FLOPs of these: (forward, backward)."""
 
 MOVES = frozenset(
     {"Cast", "Reshape", "Permute", "Clone", "Cat", "Pad", "Flip", "Roll", "Slice", "Index", "Tril", "Triu", "Expand"}
-    | {"Embedding", "Where"}
+    | {"Embedding", "Where", "AddAt"}
 )
 """They move numbers and compute none."""
 
@@ -166,7 +185,7 @@ ADDED_UP = frozenset({"Expand", "Index", "Embedding"})
 PER_ELEMENT = {
     "Exp": 4, "Log": 4, "Tanh": 6, "Sigmoid": 6, "Softplus": 8, "Silu": 7, "Swiglu": 8, "Gelu": 10, "GeluTanh": 10,
     "Softmax": 6, "LogSoftmax": 6, "CrossEntropy": 6, "LayerNorm": 8, "RmsNorm": 5, "Rotary": 3, "Dropout": 2,
-    "LSTM": 30,
+    "LSTM": 30, "Rescaled": 3, "Combine": 2,
 }  # fmt: skip
 """Operations for an element, of the larger of input and output; one where nothing is said."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
@@ -51,5 +52,7 @@ def terms(batch: Batch) -> np.ndarray:
 
 
 def shape_at(shapes: Sequence[tuple[int, ...]], batches: tuple[Batch, ...], batch: Batch) -> tuple[int, ...]:
-    """Axis by axis. ValueError where the shapes have different numbers of axes."""
+    """Axis by axis; by the number of elements where a kernel chose another layout for some of the batches."""
+    if len({len(shape) for shape in shapes}) > 1:
+        shapes = [(prod(shape),) for shape in shapes]
     return tuple(size_at(sizes, batches, batch) for sizes in zip(*shapes, strict=True))

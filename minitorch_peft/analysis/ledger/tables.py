@@ -1,26 +1,28 @@
-"""A ledger on the terminal: bytes by purpose, the largest activations, the dearest operations."""
+"""Ledgers on the terminal: bytes by purpose, FLOPs, the largest activations, the dearest operations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minitorch_peft.analysis.ledger.account import Ledger
 
+LEFT = {"method", "made in", "by", "shape", "kept by", "in", "operation", ""}
+
 
 def tables(ledger: Ledger, rows: int) -> Any:
-    """The three tables of one ledger, under each other."""
+    """One ledger: its totals, and ``rows`` of its activations and of its operations."""
     from rich.console import Group
 
-    return Group(
-        summary({"this": ledger}), activations(ledger, rows), operations(ledger, rows)
-    )  # fmt: skip
+    return Group(totals({"": ledger}), activations(ledger, rows), operations(ledger, rows))
 
 
-def summary(ledgers: Mapping[str, Ledger]) -> Any:
-    """One row for each ledger: bytes by purpose, and FLOPs of products."""
-    headings = {
+def totals(ledgers: Mapping[str, Ledger]) -> Any:
+    """Bytes and FLOPs of several ledgers, one a row, in two tables that fit into 100 characters each."""
+    from rich.console import Group
+
+    held: dict[str, Callable[[Ledger], str]] = {
         "trainable": lambda x: f"{x.trainable:,}",
         "weights": lambda x: size(sum(x.weights.values())),
         "gradients": lambda x: size(x.gradients),
@@ -28,19 +30,35 @@ def summary(ledgers: Mapping[str, Ledger]) -> Any:
         "activations": lambda x: size(x.activation_bytes),
         "passing": lambda x: size(x.passing),
         "peak": lambda x: size(x.peak),
+    }
+    done: dict[str, Callable[[Ledger], str]] = {
         "forward": lambda x: count(x.forward.products),
         "backward": lambda x: count(x.backward.products),
-        "the rest": lambda x: count(x.forward.elementwise + x.backward.elementwise),
+        "both": lambda x: count(x.forward.products + x.backward.products),
+        "not of products": lambda x: count(x.forward.elementwise + x.backward.elementwise),
     }
-    table = new_table("bytes at the worst moment of a step, and FLOPs", "method", *headings)
-    for name, ledger in ledgers.items():
-        table.add_row(name, *(cell(ledger) for cell in headings.values()))
+    tables = []
+    for title, cells in (("bytes of a step", held), ("floating-point operations of a step", done)):
+        table = new_table(title, "method" if [*ledgers] != [""] else "", *cells)
+        for name, ledger in ledgers.items():
+            table.add_row(name, *(cell(ledger) for cell in cells.values()))
+        tables.append(table)
+    return Group(*tables)
+
+
+def held_against(predicted: Ledger, measured: Ledger) -> Any:
+    """What was predicted, what a real step had, and their ratio."""
+    table = new_table("predicted and measured", "", "predicted", "measured", "ratio")
+    for (name, said), was in zip(predicted.totals().items(), measured.totals().values(), strict=True):
+        show = count if "ward" in name else size
+        table.add_row(name.replace("_", ", "), show(said), show(was), f"{said / was:.3f}" if was else "")
     return table
 
 
 def activations(ledger: Ledger, rows: int) -> Any:
     """The largest of what is alive when backward begins."""
-    table = new_table("activations", "made in", "by", "shape", "kept by", "arrays", "bytes")
+    table = new_table("activations: what is kept between forward and backward",
+                      "made in", "by", "shape", "kept by", "arrays", "bytes")  # fmt: skip
     for a in ledger.activations[:rows]:
         shape = " x ".join(map(str, a.shape))
         table.add_row(a.path or "-", a.operation, shape, a.kept_by or "the caller", str(a.count), size(a.bytes))
@@ -52,13 +70,11 @@ def activations(ledger: Ledger, rows: int) -> Any:
 
 
 def operations(ledger: Ledger, rows: int) -> Any:
-    """The dearest operations: FLOPs of products and, behind +, of the rest."""
-    table = new_table("operations", "in", "operation", "calls", "forward", "backward")
+    """The dearest operations: FLOPs of products and, behind a plus, of the rest."""
+    table = new_table("operations: products + the rest", "in", "operation", "calls", "forward", "backward")
     for o in ledger.operations[:rows]:
-        cells = (
-            count(f.products) + (f" + {count(f.elementwise)}" if f.elementwise else "") for f in (o.forward, o.backward)
-        )
-        table.add_row(o.path or "-", o.operation, str(o.count), *cells)
+        costs = (f"{count(f.products)} + {count(f.elementwise)}" for f in (o.forward, o.backward))
+        table.add_row(o.path or "-", o.operation, str(o.count), *costs)
     return table
 
 
@@ -67,9 +83,8 @@ def new_table(title: str, *headings: str) -> Any:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    words = {"method", "made in", "by", "shape", "kept by", "in", "operation"}
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in words else "right", no_wrap=heading not in words)
+        table.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
     return table
 
 
@@ -88,7 +103,7 @@ def count(number: int, unit: str = "") -> str:
     ('0', '47.4 M', '999')
     """
     value, prefixes = float(number), ["", "k", "M", "G", "T"]
-    while value >= 1000 and len(prefixes) > 1:
+    while value >= 999.5 and len(prefixes) > 1:
         value, prefixes = value / 1000, prefixes[1:]
-    shown = f"{value:.0f}" if not prefixes[0] else f"{value:.3g}"
+    shown = f"{value:.0f}" if not prefixes[0] else f"{value:#.3g}".rstrip(".")
     return f"{shown} {prefixes[0]}{unit}".strip()
