@@ -3,7 +3,7 @@
 from minitorch_peft.peft import function as _function  # noqa: F401  (its methods register themselves)
 from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.function import IA3Config, LadderConfig, LoReftConfig
+from minitorch_peft.peft.function import IA3Config, LadderConfig, LoReftConfig, MoEConfig, MoELoraConfig
 from minitorch_peft.peft.input import GistConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
@@ -15,6 +15,7 @@ from minitorch_peft.peft.parameter import (
     LoraPlusConfig,
     PartialConfig,
     RandomMaskConfig,
+    VeraConfig,
 )
 from minitorch_peft.peft.registry import METHODS
 from minitorch_peft.quant import prepare_model_for_kbit_training
@@ -31,6 +32,8 @@ __all__ = [
     "LoraConfig",
     "LoraPlusConfig",
     "MergeCertificate",
+    "MoEConfig",
+    "MoELoraConfig",
     "PartialConfig",
     "PeftConfig",
     "PeftModel",
@@ -38,6 +41,7 @@ __all__ = [
     "PromptEncoderConfig",
     "PromptTuningConfig",
     "RandomMaskConfig",
+    "VeraConfig",
     "get_peft_model",
     "prepare_model_for_kbit_training",
 ]

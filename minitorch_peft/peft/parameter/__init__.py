@@ -9,6 +9,7 @@ from minitorch_peft.peft.parameter.lora import LoraConfig
 from minitorch_peft.peft.parameter.lora_plus import LoraPlusConfig
 from minitorch_peft.peft.parameter.partial import PartialConfig
 from minitorch_peft.peft.parameter.random_mask import RandomMaskConfig
+from minitorch_peft.peft.parameter.vera import VeraConfig
 
 __all__ = [
     "AdaLoraConfig",
@@ -18,4 +19,5 @@ __all__ = [
     "LoraPlusConfig",
     "PartialConfig",
     "RandomMaskConfig",
+    "VeraConfig",
 ]
