@@ -2,6 +2,8 @@
 
 from minitorch_peft.peft.function.ia3 import IA3Config
 from minitorch_peft.peft.function.ladder import LadderConfig
+from minitorch_peft.peft.function.lora_experts import MoELoraConfig
 from minitorch_peft.peft.function.loreft import LoReftConfig
+from minitorch_peft.peft.function.moe import MoEConfig
 
-__all__ = ["IA3Config", "LadderConfig", "LoReftConfig"]
+__all__ = ["IA3Config", "LadderConfig", "LoReftConfig", "MoEConfig", "MoELoraConfig"]
