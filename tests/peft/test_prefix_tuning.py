@@ -41,6 +41,24 @@ def test_words_are_repeated_and_cut(words, k, expected) -> None:
     np.testing.assert_allclose(logits(p), logits(gpt("llama"), together)[:, k:], **TIGHT)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_network_can_start_at_words_too(family) -> None:
+    config = PrefixTuningConfig(3, True, encoder_hidden_size=7, init_weights="text", init_ids=WORDS)
+    p = get_peft_model(gpt(family), config)
+    expected = logits(gpt(family), np.concatenate([np.tile(WORDS, (3, 1)), IDS], axis=1))[:, 3:]
+    np.testing.assert_allclose(logits(p), expected, rtol=1e-4, atol=1e-4)
+    before = loss(p)
+    train(p, optimizer_of(p), range(5))
+    assert loss(p) < before - 0.01
+
+
+def test_a_network_too_small_for_the_words_is_refused() -> None:
+    words = list(range(8))
+    get_peft_model(gpt("llama"), PrefixTuningConfig(8, True, 7, "text", init_ids=words))
+    with pytest.raises(ValueError, match="an encoder_hidden_size of 5 cannot make 8 given rows: at least 7 are needed"):
+        get_peft_model(gpt("llama"), PrefixTuningConfig(8, True, 5, "text", init_ids=words))
+
+
 def test_text_is_encoded_with_the_shipped_tokenizer() -> None:
     base = GPT(GPTConfig(vocab_size=1024, n_positions=32, n_embd=8, n_layer=1, n_head=2))
     ids = Tokenizer.shipped().encode("in the beginning")
@@ -123,7 +141,6 @@ def test_each_row_has_its_own_prefix() -> None:
         ({"init_weights": "ones"}, 'init_weights=\'ones\': expected None, "zero" or "text"'),
         ({"init_weights": "text"}, "needs init_text or init_ids"),
         ({"init_ids": [1]}, "only it does; got init_weights=None"),
-        ({"init_weights": "text", "init_ids": [1], "prefix_projection": True}, "it needs prefix_projection=False"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(settings, message) -> None:

@@ -28,7 +28,14 @@ from minitorch_peft.peft.registry import Method, register
 @dataclass
 class PromptEncoderConfig(VirtualTokensConfig):
     """``encoder_hidden_size`` is h, by default C. ``encoder_num_layers`` and ``encoder_dropout`` (between layers, in
-    training) are the LSTM's; the MLP has its three layers."""
+    training) are the LSTM's; the MLP has its three layers.
+
+    >>> from minitorch_peft.models import GPT
+    >>> from minitorch_peft.peft import get_peft_model
+    >>> config = PromptEncoderConfig(8, "LSTM", encoder_hidden_size=16)
+    >>> get_peft_model(GPT.from_pretrained("tiny-0.25m"), config).print_trainable_parameters()
+    trainable params: 20,576 || all params: 302,560 || trainable%: 6.8006
+    """
 
     peft_type: ClassVar[str] = "P_TUNING"
 

@@ -20,11 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Activation, Embedding, ForwardContext, Linear, Module, Sequential, init
 from minitorch_peft.peft.input.prompt_files import PromptFiles
-from minitorch_peft.peft.input.starts import activations, at, words
+from minitorch_peft.peft.input.starts import activations, solved, words
 from minitorch_peft.peft.input.virtual_tokens import Table, VirtualTokens, VirtualTokensConfig, check_count
 from minitorch_peft.peft.registry import Method, register
 
@@ -34,7 +36,16 @@ STARTS = (None, "zero", "text")
 @dataclass
 class PrefixTuningConfig(VirtualTokensConfig):
     """``encoder_hidden_size`` is h, by default kv. For ``init_weights="text"`` the words are ``init_ids``, or those of
-    ``init_text`` by ``tokenizer_name_or_path`` (None: the shipped tokenizer), repeated or cut to k."""
+    ``init_text`` by ``tokenizer_name_or_path`` (None: the shipped tokenizer), repeated or cut to k; a network starts
+    at the smallest W₂, b₂ that make them.
+
+    >>> from minitorch_peft.models import GPT
+    >>> from minitorch_peft.peft import get_peft_model
+    >>> config = PrefixTuningConfig(num_virtual_tokens=9, init_weights="text", init_text="In the old tongue:")
+    >>> pairs = get_peft_model(GPT.from_pretrained("tiny-0.25m"), config).adapters["default"].prefix()
+    >>> len(pairs), pairs[0][0].shape
+    (4, (2, 9, 32))
+    """
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
 
@@ -54,23 +65,26 @@ class PrefixTuningConfig(VirtualTokensConfig):
         if (self.init_text is not None or self.init_ids is not None) != (self.init_weights == "text"):
             needs = 'init_weights="text" needs init_text or init_ids'
             raise ValueError(f"{needs}, and only it does; got init_weights={self.init_weights!r}")
-        if self.init_weights == "text" and self.prefix_projection:
-            raise ValueError('init_weights="text" starts the table itself: it needs prefix_projection=False')
 
 
 class PrefixTuning(VirtualTokens):
     def attach(self, config: PrefixTuningConfig) -> None:
-        if config.init_weights == "text":
-            config.init_ids = words(
-                self.model, config.num_virtual_tokens, config.init_ids, config.init_text, config.tokenizer_name_or_path
-            )
+        k = self.prefix_length = config.num_virtual_tokens
         self.add_encoder(prefix_encoder)
-        self.prefix_length = config.num_virtual_tokens
+        if config.init_weights == "text":
+            ids = words(self.model, k, config.init_ids, config.init_text, config.tokenizer_name_or_path)
+            config.init_ids = ids
+            self.encoder.start_at(activations(self.model, ids))
 
     def prefix(self) -> Sequence[tuple[Tensor, Tensor]]:
         c, table = self.model.config, self.table()
         parts = table.reshape(len(table), 2 * c.n_layer, c.kv_heads, c.head_dim).permute(1, 2, 0, 3)
         return [(parts[2 * layer], parts[2 * layer + 1]) for layer in range(c.n_layer)]
+
+
+class PrefixTable(Table):
+    def start_at(self, table: np.ndarray) -> None:
+        self.embedding.weight.data[...] = table
 
 
 class Projection(Module):
@@ -83,15 +97,20 @@ class Projection(Module):
     def forward(self, context: ForwardContext | None = None) -> Tensor:
         return self.transform(self.embedding.weight, context)
 
+    def start_at(self, table: np.ndarray) -> None:
+        """Let it make ``table`` from the E, W₁ and b₁ that it has, by the smallest W₂ and b₂ that do."""
+        into, tanh, out = self.transform
+        inner = tanh(into(self.embedding.weight)).data
+        last = solved(np.concatenate([inner, np.ones_like(inner[:, :1])], axis=1), table)
+        out.weight.data[...], out.bias.data[...] = last[:-1].T, last[-1]
+
 
 def prefix_encoder(model: GPT, config: PrefixTuningConfig) -> Module:
     k, kv, hidden, width = prefix_sizes(model, config)
     start: init.Init | None = init.zeros if config.init_weights == "zero" else None
     if config.prefix_projection:
         return Projection(k, kv, hidden, width, start)
-    if config.init_weights == "text":
-        start = at(activations(model, config.init_ids or ()))
-    return Table(k, width, start)
+    return PrefixTable(k, width, start)
 
 
 def prefix_sizes(model: GPT, config: PrefixTuningConfig) -> tuple[int, int, int, int]:

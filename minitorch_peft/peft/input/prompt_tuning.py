@@ -32,6 +32,13 @@ class PromptTuningConfig(VirtualTokensConfig):
 
     ``tokenizer_name_or_path`` None is the shipped tokenizer. An adapter's own config holds the ids that were used, so
     that loading it needs no tokenizer.
+
+    >>> from minitorch_peft.models import GPT
+    >>> from minitorch_peft.peft import get_peft_model
+    >>> config = PromptTuningConfig(8, "TEXT", prompt_tuning_init_text="modern or old")
+    >>> p = get_peft_model(GPT.from_pretrained("tiny-0.25m"), config)
+    >>> p.adapters["default"].config.prompt_tuning_init_ids
+    [95, 340, 705, 608, 280, 391, 95, 340]
     """
 
     peft_type: ClassVar[str] = "PROMPT_TUNING"

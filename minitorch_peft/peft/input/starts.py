@@ -70,3 +70,12 @@ def activations(model: GPT, ids: Sequence[int]) -> np.ndarray:
     pairs = [t for layer in range(model.config.n_layer) for t in cache.entries[layer]]
     stacked = F.stack(pairs, dim=0)[:, 0]  # (2 n_layer, kv_heads, k, head_dim)
     return stacked.permute(2, 0, 1, 3).reshape(len(ids), -1).data
+
+
+def solved(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """The smallest X with A X = B, A (k, h); ValueError where the rows of A are too few numbers to make those of B."""
+    X = np.linalg.lstsq(A.astype(np.float64), B.astype(np.float64), rcond=None)[0]
+    if not np.allclose(A @ X, B, rtol=1e-4, atol=1e-4 * np.abs(B).max(initial=0)):
+        k, h = A.shape
+        raise ValueError(f"an encoder_hidden_size of {h - 1} cannot make {k} given rows: at least {k - 1} are needed")
+    return X
