@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,8 +47,8 @@ class MoELoraConfig(RoutedConfig):
     def targets(self, model: GPT) -> dict[str, tuple[int, int]]:
         """Path to (in, out) of everything that gets experts; ValueError where a name fits nothing."""
         C = model.config.n_embd
-        modules = [(path, m) for path, m in base_modules(model) if path != "lm_head"]
-        linear = {p: (m.in_features, m.out_features) for p, m in modules if hasattr(m, "takes_ids") and not m.takes_ids}
+        leaves: dict[str, Any] = {path: m for path, m in base_modules(model) if hasattr(m, "dense_weight")}
+        linear = {p: (m.in_features, m.out_features) for p, m in leaves.items() if not m.takes_ids and p != "lm_head"}
         if self.target_modules == "all-linear":
             chosen = list(linear)
         else:

@@ -16,7 +16,7 @@ not for single rows of a batch either, which train together.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -88,12 +88,12 @@ class MoELayer(RoutedLayer):
 
 def copy_mlp(mlp: Module, expert: MLP) -> None:
     """The weights of ``mlp``, stored in whatever way, into an expert of its shape."""
-    for name, leaf in expert.named_children():
-        if hasattr(leaf, "dense_weight"):
-            original = base_module(mlp, name)
-            leaf.weight.data[...] = original.dense_weight()
-            if leaf.bias is not None:
-                leaf.bias.data[...] = original.bias.data
+    layers: dict[str, Any] = {name: m for name, m in expert.named_children() if hasattr(m, "dense_weight")}
+    for name, layer in layers.items():
+        original = base_module(mlp, name)
+        layer.weight.data[...] = original.dense_weight()
+        if layer.bias is not None:
+            layer.bias.data[...] = original.bias.data
 
 
 class MoE(Routed):
