@@ -39,6 +39,8 @@ INAPPLICABLE = {
     ("bitfit", "llama-4bit"): "no biases",
     ("full", "gpt2-4bit"): "blocks.0.attn.k_proj.weight .* is stored in four bits and cannot be trained",
     ("full", "llama-4bit"): "is stored in four bits and cannot be trained: leave it out, use LoRA",
+    ("random_mask", "gpt2-4bit"): "is stored in four bits and cannot be trained",
+    ("random_mask", "llama-4bit"): "is stored in four bits and cannot be trained",
     ("partial", "gpt2-4bit"): "blocks.1.attn.k_proj.weight .* is stored in four bits and cannot be trained",
     ("partial", "llama-4bit"): "is stored in four bits and cannot be trained",
 }
@@ -138,9 +140,9 @@ def test_same_seed_same_bits_whatever_was_called_before(method, config, family):
     np.random.seed(3)
     np.random.standard_normal(5)
     later = with_companions(gpt(family), config)
-    for other in METHODS_AND_TOYS:
-        if (other.name, family) not in INAPPLICABLE and not other.companions:
-            later.add_adapter(f"other-{other.name}", other.examples[0], seed=4)
+    others = [m for m in METHODS_AND_TOYS if (m.name, family) not in INAPPLICABLE and not m.companions]
+    for other in np.random.default_rng([*method.name.encode()]).choice(others, 4, replace=False):
+        later.add_adapter(f"other-{other.name}", other.examples[0], seed=4)
     later.add_adapter("default", config, seed=0)
     same = later.state_dict()
     assert first.keys() <= same.keys()
