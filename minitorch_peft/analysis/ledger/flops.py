@@ -155,6 +155,14 @@ def non_orthonormality(c: Call) -> tuple[int, int]:
     return once, once
 
 
+def vera_change(c: Call) -> tuple[int, int]:
+    """(λ_d u) Bᵀ; backward (λ_b G) B, and for λ_b the first once more."""
+    u = c.inputs[0]
+    assert u is not None
+    once = 2 * prod(c.output) * u[-1]
+    return once, once * ((c.needs[0] or c.needs[1]) + c.needs[2])
+
+
 PRODUCTS: dict[str, Callable[[Call], tuple[int, int]]] = {
     "MatMul": matmul,
     "Linear": linear,
@@ -170,6 +178,7 @@ PRODUCTS: dict[str, Callable[[Call], tuple[int, int]]] = {
     "LoReftEdit": loreft_edit,
     "DoraNorm": dora_norm,
     "NonOrthonormality": non_orthonormality,
+    "VeraChange": vera_change,
 }
 """Operations with products, and the FLOPs of these: (forward, backward)."""
 

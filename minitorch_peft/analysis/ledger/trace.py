@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from minitorch_peft.analysis.ledger.scaling import Batch, shape_at
-from minitorch_peft.autograd.profiler import Call, Meter, Piece, metered
-from minitorch_peft.autograd.tensor import no_grad
+from minitorch_peft.autograd.profiler import Call, Meter, Piece, metered, root
+from minitorch_peft.autograd.tensor import Tensor, no_grad
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import ForwardContext, Module
 from minitorch_peft.peft import PeftConfig, PeftModel
@@ -75,12 +75,14 @@ def companions(named: Mapping[str, PeftConfig]) -> dict[str, PeftConfig]:
 
 
 def weights_of(model: Any) -> dict[str, list[np.ndarray]]:
-    """The arrays that a model stores: the base's, and those of the methods."""
+    """The arrays that a model stores: the base's, and those of the methods, drawn ones that never train included."""
     parameters = list(model.named_parameters())
-    return {
-        "base": [p.data for _, p in parameters if p.owner == "base"] + [a for _, a in model.named_buffers()],
-        "method": [p.data for _, p in parameters if p.owner != "base"],
-    }
+    base = [p.data for _, p in parameters if p.owner == "base"] + [a for _, a in model.named_buffers()]
+    method = [p.data for _, p in parameters if p.owner != "base"]
+    held = (value for _, module in model.named_modules() for value in vars(module).values())
+    fixed = (v.data if isinstance(v, Tensor) else v for v in held if isinstance(v, Tensor | np.ndarray))
+    known = {id(root(a)) for a in (*base, *method)}
+    return {"base": base, "method": [*method, *(a for a in fixed if id(root(a)) not in known)]}
 
 
 def record(model: Any, batch: Batch, training: bool) -> Trace:
