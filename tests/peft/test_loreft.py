@@ -147,6 +147,15 @@ def test_places_go_on_where_a_row_is_cut(cut):
         cache = cache.copy()  # places go with the keys
 
 
+def test_places_go_on_where_keys_were_dropped():
+    p, seen = stirred(model(prefix_positions=6)), []
+    with no_grad():
+        cache = p(IDS[:, :5], use_cache=True).past_key_values
+        cache.select([3, 4])
+        watched(p, seen)(IDS[:, 5:], past_key_values=cache)
+    assert all(np.array_equal(start, [[True, False, False]] * 3) for start, _ in seen)
+
+
 def test_every_place_where_none_is_named():
     seen = []
     p = watched(model(prefix_positions=None), seen)

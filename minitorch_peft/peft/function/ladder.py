@@ -40,7 +40,17 @@ from minitorch_peft.peft.shapes import Around, on_rows
 
 @dataclass
 class LadderConfig(PeftConfig):
-    """``reduction_factor``: f, how many times narrower the side network is; ``gate_temperature``: T."""
+    """``reduction_factor``: f, how many times narrower the side network is; ``gate_temperature``: T.
+
+    >>> from minitorch_peft.models import GPT, GPTConfig
+    >>> from minitorch_peft.peft import LadderConfig, get_peft_model
+    >>> base = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4))
+    >>> p = get_peft_model(base, LadderConfig())
+    >>> p.print_trainable_parameters()
+    trainable params: 5,195 || all params: 165,579 || trainable%: 3.1375
+    >>> p.adapters["default"].wrappers["blocks"].side[0].mlp.up_proj
+    Linear(8, 32)
+    """
 
     peft_type: ClassVar[str] = "LADDER"
 

@@ -29,7 +29,14 @@ from minitorch_peft.peft.registry import Method, register
 
 @dataclass
 class MoELoraConfig(RoutedConfig):
-    """``target_modules``: linear layers, or ``mlp``; as a pattern, or "all-linear"."""
+    """``target_modules``: linear layers, or ``mlp``; as a pattern, or "all-linear".
+
+    >>> from minitorch_peft.models import GPT, GPTConfig
+    >>> from minitorch_peft.peft import MoELoraConfig, get_peft_model
+    >>> base = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4))
+    >>> get_peft_model(base, MoELoraConfig(r=2)).print_trainable_parameters()
+    trainable params: 19,200 || all params: 179,584 || trainable%: 10.6914
+    """
 
     peft_type: ClassVar[str] = "MOE_LORA"
 

@@ -45,6 +45,12 @@ class LoReftConfig(PeftConfig):
     ``suffix_positions``: how many at its end, in the first pass only, since later passes bring what was generated. So
     a cached generation edits the prompt's end, as ``pyreft`` does; one without a cache takes the row's end to be the
     prompt's at every step. A token at both ends counts as one of the start. ``tied_weights``: one edit for both ends.
+
+    >>> from minitorch_peft.models import GPT, GPTConfig
+    >>> from minitorch_peft.peft import LoReftConfig, get_peft_model
+    >>> base = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4))
+    >>> get_peft_model(base, LoReftConfig(layers=[1])).print_trainable_parameters()
+    trainable params: 516 || all params: 160,900 || trainable%: 0.3207
     """
 
     peft_type: ClassVar[str] = "LOREFT"

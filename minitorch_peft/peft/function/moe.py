@@ -34,7 +34,14 @@ MODES = ("parallel", "replace")
 
 @dataclass
 class MoEConfig(RoutedConfig):
-    """``mode``: "parallel" or "replace"; ``expert_size``: each expert's width, by default inner / N in parallel."""
+    """``mode``: "parallel" or "replace"; ``expert_size``: each expert's width, by default inner / N in parallel.
+
+    >>> from minitorch_peft.models import GPT, GPTConfig
+    >>> from minitorch_peft.peft import MoEConfig, get_peft_model
+    >>> base = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4))
+    >>> get_peft_model(base, MoEConfig(num_experts=2, layers_to_transform=1)).print_trainable_parameters()
+    trainable params: 33,280 || all params: 193,664 || trainable%: 17.1844
+    """
 
     peft_type: ClassVar[str] = "MOE"
 

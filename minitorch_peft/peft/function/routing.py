@@ -180,7 +180,7 @@ def expert_load(p: PeftModel, input_ids: Any, **options: Any) -> dict[str, np.nd
     >>> from minitorch_peft.peft import MoEConfig, get_peft_model
     >>> base = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=1, n_head=4))
     >>> load = expert_load(get_peft_model(base, MoEConfig()), np.arange(40).reshape(4, 10))
-    >>> {path: float(share.sum()) for path, share in load.items()}
+    >>> {path: round(float(share.sum()), 6) for path, share in load.items()}
     {'blocks.0.mlp.default': 1.0}
     """
     active = [p.adapters[name] for name in p.active_adapters]
