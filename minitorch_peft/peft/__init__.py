@@ -2,9 +2,16 @@
 
 from minitorch_peft.peft import function as _function  # noqa: F401  (its methods register themselves)
 from minitorch_peft.peft import input as _input  # noqa: F401
+from minitorch_peft.peft.classification import load_classifier, save_classifier
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.function import IA3Config, LadderConfig, LoReftConfig, MoEConfig, MoELoraConfig
-from minitorch_peft.peft.input import GistConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from minitorch_peft.peft.input import (
+    GistConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    PTuningV2Config,
+)
 from minitorch_peft.peft.merge import MergeCertificate
 from minitorch_peft.peft.model import PeftModel, get_peft_model
 from minitorch_peft.peft.parameter import (
@@ -34,6 +41,7 @@ __all__ = [
     "MergeCertificate",
     "MoEConfig",
     "MoELoraConfig",
+    "PTuningV2Config",
     "PartialConfig",
     "PeftConfig",
     "PeftModel",
@@ -43,5 +51,7 @@ __all__ = [
     "RandomMaskConfig",
     "VeraConfig",
     "get_peft_model",
+    "load_classifier",
     "prepare_model_for_kbit_training",
+    "save_classifier",
 ]
