@@ -150,9 +150,7 @@ def test_a_round_trip_through_both_libraries_keeps_every_bit(torch, peft, load, 
         assert again.adapters["default"].config.target_modules == config.target_modules
 
 
-@pytest.mark.parametrize(
-    "settings", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True}]
-)
+@pytest.mark.parametrize("settings", [{"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True}])
 @pytest.mark.parametrize("family", BASES)
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_translated_is_refused_by_name(settings, family, peft, load, bases, tmp_path):
