@@ -73,16 +73,16 @@ class RankAllocator:
         if self.total is None:
             raise RuntimeError("AdaLoRA does not know how many steps there are: set total_step, or use the trainer")
         end = self.total - self.config.tfinal
-        final = step == (end if self.config.tfinal else end - 1)
+        final = end if self.config.tfinal else end - 1
         if step < end:
             self._smooth()
-        if final or (self.config.tinit < step < end and step % self.config.deltaT == 0):
-            self._choose(self.last if final else self.budget(step))
+        if step == final or (self.config.tinit < step < final and step % self.config.deltaT == 0):
+            self._choose(self.last if step == final else self.budget(step))
             self._mask()
-        if final:
+        elif step > final:
+            self._mask()
+        if step == final:
             self.averages = {}
-        if step > end:
-            self._mask()
 
     def parameters(self) -> Iterator[tuple[str, Parameter]]:
         for path, layer in self.layers.items():

@@ -170,12 +170,12 @@ def kept_ranks(files: AdapterFiles, targeted: list[HFModule]) -> dict[HFModule, 
 
 def ranks_of(module: HFModule, blocks: list[np.ndarray], record: Mapping[str, Any]) -> list[np.ndarray | None]:
     """For each projection of a module which of its ranks it has, bool (r,); None where it is no target."""
-    r, own = (
-        blocks[0].shape[1],
-        {p: sum(kept) for p, kept in record.get("rank_pattern", {}).items() if p in module.ours},
-    )
-    owners = column_owners(blocks, [own.get(path, 0) for path in module.ours] if own else None) if r else None
-    if owners is None:
+    r = blocks[0].shape[1]
+    own = {path: sum(kept) for path, kept in record.get("rank_pattern", {}).items() if path in module.ours}
+    recorded = [own.get(path, 0) for path in module.ours] if own else None
+    if r == 0:  # no column shows whose it is
+        return [np.zeros(0, bool) if path in own or not own else None for path in module.ours]
+    if (owners := column_owners(blocks, recorded)) is None:
         return [np.ones(r, bool)] * len(module.ours)
     found = [owners == i for i in range(len(module.ours))]
     return [mine if mine.any() or path in own else None for path, mine in zip(module.ours, found, strict=True)]
