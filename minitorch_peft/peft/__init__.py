@@ -17,6 +17,7 @@ from minitorch_peft.peft.model import PeftModel, get_peft_model
 from minitorch_peft.peft.parameter import (
     AdaLoraConfig,
     BitFitConfig,
+    DiffPruningConfig,
     FullConfig,
     LoraConfig,
     LoraPlusConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "METHODS",
     "AdaLoraConfig",
     "BitFitConfig",
+    "DiffPruningConfig",
     "FullConfig",
     "GistConfig",
     "IA3Config",
