@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from minitorch_peft.cli.errors import USAGE, CommandError
 from minitorch_peft.cli.screen import JsonFlag, Screen
-
-if TYPE_CHECKING:
-    from minitorch_peft.peft import PeftConfig
-    from minitorch_peft.quant import BitsAndBytesConfig
 
 USUAL = ("full", "lora", "bitfit", "prompt_tuning", "prefix_tuning", "ladder")
 
@@ -44,12 +40,14 @@ def ledger(
         minitorch-peft ledger --method all --optimizer adamw_bnb_8bit
         minitorch-peft ledger --method lora --method ladder --measure
     """
+    from minitorch_peft.analysis.ledger import default_config
     from minitorch_peft.analysis.ledger import ledger as predict
     from minitorch_peft.analysis.ledger import measure as count
     from minitorch_peft.analysis.ledger.tables import held_against, totals
     from minitorch_peft.cli.loading import check_length, load_base_as
     from minitorch_peft.cli.settings import config_from, stored_settings
     from minitorch_peft.peft import METHODS
+    from minitorch_peft.quant import BitsAndBytesConfig
 
     screen = Screen(json)
     everything = method == ["all"]
@@ -58,7 +56,9 @@ def ledger(
         raise CommandError("--set is for one method: give one --method", USAGE)
     predicted, measured, batch = {}, {}, (batch_size, length)
     for name in names:
-        config, quantization = plain_config(name) if everything else config_from(name, setting or [])
+        config, quantization = (
+            (default_config(METHODS[name]), BitsAndBytesConfig()) if everything else config_from(name, setting or [])
+        )
         model, _ = load_base_as(base, quantization, stored_settings(setting or []))
         check_length(length, model)
         predicted[name] = predict(model, config, batch, optimizer, training=not inference)
@@ -76,15 +76,3 @@ def ledger(
             "measured": {name: found.to_dict() for name, found in measured.items()},
         }
     )  # fmt: skip
-
-
-def plain_config(name: str) -> tuple[PeftConfig, BitsAndBytesConfig]:
-    """A method's own defaults; its first example where it has none (which layers? how many numbers?)."""
-    from minitorch_peft.peft import METHODS
-    from minitorch_peft.quant import BitsAndBytesConfig
-
-    method = METHODS[name]
-    try:
-        return method.make({}), BitsAndBytesConfig()
-    except ValueError:
-        return method.examples[0], BitsAndBytesConfig()

@@ -47,6 +47,11 @@ def test_a_small_step_is_what_was_predicted(method):
     agree(ledger(base, config, BATCH), measure(base, config, BATCH))
 
 
+@pytest.mark.parametrize("batch", [(1, 2), (2, 5), (1, 64)])
+def test_other_batches(batch):
+    agree(ledger(SMALL, LORA, batch), measure(SMALL, LORA, batch))
+
+
 CASES = [
     pytest.param(config, family, id=f"{method.name}-{i}-{family}")
     for method in METHODS.values() for i, config in enumerate(method.examples) for family in MEDIUM
@@ -226,6 +231,10 @@ def test_small_steps_that_do_different_things_are_refused():
 def test_wrong_use_says_what_would_be_right():
     with pytest.raises(ValueError, match="optimizer='adam': expected one of adamw, sgd"):
         ledger(SMALL, LORA, BATCH, optimizer="adam")
+    with pytest.raises(ValueError, match="rows of at least 2 tokens"):
+        ledger(SMALL, LORA, (4, 1))
+    with pytest.raises(ValueError, match="rows of 60 tokens behind 8 virtual ones: the model has 64 positions"):
+        ledger(SMALL, PromptTuningConfig(num_virtual_tokens=8), (4, 60))
     with pytest.raises(ValueError, match="has its adapters already"):
         ledger(get_peft_model(GPT(SMALL), LORA), LORA, BATCH)
 

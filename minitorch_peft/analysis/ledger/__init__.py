@@ -21,11 +21,12 @@ from minitorch_peft.analysis.ledger.account import Ledger, account, stored
 from minitorch_peft.analysis.ledger.scaling import Batch, small_batches
 from minitorch_peft.analysis.ledger.trace import Configs, prepared, record, scaled, weights_of
 from minitorch_peft.models import GPT, GPTConfig
-from minitorch_peft.peft import PeftModel
+from minitorch_peft.peft import PeftConfig, PeftModel
+from minitorch_peft.peft.registry import Method
 from minitorch_peft.training.config import OPTIMIZERS, TrainConfig
 from minitorch_peft.training.groups import make_optimizer, trainable
 
-__all__ = ["Ledger", "ledger", "measure"]
+__all__ = ["Ledger", "default_config", "ledger", "measure"]
 
 
 def ledger(
@@ -46,8 +47,9 @@ def ledger(
     >>> predicted.trainable, predicted.gradients, predicted.optimizer
     (3072, 12288, 24576)
     """
-    check(optimizer)
+    check(batch, optimizer)
     with prepared(model, config, seed) as ready:
+        check_positions(ready, batch[1])
         batches = small_batches(batch)
         trace = scaled([record(ready, small, training) for small in batches], batches, batch)
         return account(trace, batch, *parameters(ready, optimizer, training))
@@ -61,8 +63,9 @@ def measure(
 
     Gradients and optimizer state are the arrays that are there after the step; the parameters are put back.
     """
-    check(optimizer)
+    check(batch, optimizer)
     with prepared(model, config, seed) as ready:
+        check_positions(ready, batch[1])
         trace = record(ready, batch, training)
         count, weights, _, _ = parameters(ready, optimizer, training)
         if not training:
@@ -86,6 +89,25 @@ def parameters(model: Any, optimizer: str, training: bool) -> tuple[int, dict[st
     return sum(p.data.size for p in own.values()), weights, sum(p.data.nbytes for p in own.values()), state
 
 
-def check(optimizer: str) -> None:
+def default_config(method: Method) -> PeftConfig:
+    """A method with nothing set; its first example where it has no defaults (which layers? how many numbers?)."""
+    try:
+        return method.make({})
+    except ValueError:
+        return method.examples[0]
+
+
+def check(batch: Batch, optimizer: str) -> None:
+    if min(batch) < 1 or batch[1] < 2:
+        raise ValueError(f"batch={batch}: expected (B, T) with rows of at least 2 tokens, one to predict")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
+
+
+def check_positions(model: Any, T: int) -> None:
+    """ValueError where the rows are too long for the model, prompts and prefixes included."""
+    acting = [a for a in getattr(model, "adapters", {}).values() if a.active]
+    virtual, places = sum(a.prompt_length + a.prefix_length for a in acting), model.config.n_positions
+    if virtual + T > places:
+        behind = f" behind {virtual} virtual ones" if virtual else ""
+        raise ValueError(f"rows of {T} tokens{behind}: the model has {places} positions")
