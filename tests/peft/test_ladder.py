@@ -15,6 +15,7 @@ from minitorch_peft.autograd.tensor import Tensor, no_grad
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import LadderConfig, LoraConfig, get_peft_model
+from minitorch_peft.peft.function.ladder_pass import side_context
 from minitorch_peft.peft.function.ladder_start import side_config
 
 families = pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -147,7 +148,7 @@ def test_it_is_the_sum_of_the_base_and_of_what_climbs_along_it(family):
         h = base.blocks(rungs[0], context)
     p = stirred(get_peft_model(base, LadderConfig(reduction_factor=4, gate_temperature=0.5)))
     layer = layer_of(p)
-    context = layer.own_context(context, rungs[0])
+    context = side_context(context, rungs[0], layer.shape, layer.adapter)
     with no_grad():
         s = F.linear(rungs[0], layer.down[0].weight)
         for i, h_i in enumerate([*rungs[1:], h]):

@@ -12,7 +12,8 @@ from minitorch_peft.autograd.tensor import Tensor, no_grad
 from minitorch_peft.models import Cache
 from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import LoReftConfig, get_peft_model
-from minitorch_peft.peft.function.loreft import LoReftEdit, nearest_orthonormal
+from minitorch_peft.peft.function.loreft import LoReftEdit
+from minitorch_peft.peft.function.orthonormal import nearest_orthonormal
 
 
 @pytest.fixture(autouse=True)

@@ -188,6 +188,8 @@ def test_the_load_of_every_layer_is_there_to_be_plotted():
     assert list(load) == [f"blocks.{i}.mlp.{leaf}.default" for i in (0, 1) for leaf in ("up_proj", "down_proj")]
     assert all(share.shape == (5,) and share.sum() == pytest.approx(1) for share in load.values())
     assert p.training
+    p.add_adapter("other", MoEConfig(num_experts=3))
+    assert list(expert_load(p, IDS, adapter_names=["other"] * 3)) == ["blocks.0.mlp.other", "blocks.1.mlp.other"]
 
 
 # -- in place of the MLP -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ before them, the base is given its graph back for it: nothing is silently left u
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,12 +27,11 @@ import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor, no_grad
 from minitorch_peft.models import GPT
 from minitorch_peft.models.gpt import Block, make_norm
-from minitorch_peft.models.inputs import rotation
 from minitorch_peft.nn import ForwardContext, Linear, Module, ModuleList, init
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.function.ladder_pass import side_context
 from minitorch_peft.peft.function.ladder_start import kept_channels, pruned_block, side_config, start
-from minitorch_peft.peft.function.places import NOWHERE, mark, marked
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.registry import Method, register
 from minitorch_peft.peft.shapes import Around, on_rows
@@ -71,7 +70,7 @@ class LadderLayer(Around):
     def __init__(self, base_layer: Module, path: str, adapter: Adapter, config: LadderConfig) -> None:
         super().__init__(base_layer, adapter)
         model = adapter.model
-        self.config = side = side_config(model.config, config.reduction_factor)
+        self.shape = side = side_config(model.config, config.reduction_factor)
         n, C, w = side.n_layer, model.config.n_embd, side.n_embd
         channels = kept_channels(model, w)
         self.down = adapter.new_module(f"{path}.down", ModuleList([Linear(C, w, bias=False) for _ in range(n + 1)]))
@@ -108,47 +107,13 @@ class LadderLayer(Around):
 
     def beside(self, rungs: list[Tensor], context: Any) -> Tensor:
         """U norm(s_n), (B, T, C)."""
-        context = self.own_context(context, rungs[0])
+        context = side_context(context, rungs[0], self.shape, self.adapter)
         downs = iter(self.down)
         s = next(downs)(rungs[0])
         for i, (down, block, h) in enumerate(zip(downs, self.side, rungs[1:], strict=True)):
             mu = F.sigmoid(self.gate[i] / self.temperature)
             s = block(mu * s + (1 - mu) * down(h), context)
         return self.up(self.norm(s))
-
-    def own_context(self, context: ForwardContext, x: Tensor) -> ForwardContext:
-        """The pass as the side network sees it: its own keys, rotations of its own width, no key that it has not."""
-        own = replace(context, hidden_states=None)
-        side, base = self.config, self.adapter.model.config
-        if context.rotary is not None and side.head_dim != base.head_dim:
-            own.rotary = rotation(context.position_ids, side.head_dim, side.rope_theta, x.dtype)  # type: ignore[arg-type]
-        if context.cache is not None:
-            name = f"{self.adapter.name}.side"
-            before, (B, T, _) = marked(context, name), x.shape
-            seen = np.concatenate([before, np.zeros((len(before), T), before.dtype)], axis=1)
-            mark(context, name, seen)
-            own.cache = SideCache(context.cache, name)
-            if (seen == NOWHERE).any():  # a prefix of another method's: keys for the base's blocks only
-                keys = np.broadcast_to(seen[:, None, None, :] != NOWHERE, (B, 1, 1, seen.shape[1]))
-                own.keep = keys if context.keep is None else context.keep & keys
-        return own
-
-
-class SideCache:
-    """A side network's keys and values in the pass's cache, as many as the base's: zeros where it has not seen one."""
-
-    def __init__(self, cache: Any, name: str) -> None:
-        self.cache = cache
-        self.name = name
-
-    def update(self, layer: int, key: Tensor, value: Tensor, past_length: int) -> tuple[Tensor, Tensor]:
-        own = f"{self.name}.{layer}"
-        B, H, _, D = key.shape
-        held = self.cache.entries.get(own, ())
-        if (missing := past_length - (held[0].shape[2] if held else 0)) > 0:
-            zeros = Tensor(np.zeros((B, H, missing, D), key.dtype))
-            self.cache.entries[own] = tuple(F.cat([t, zeros], dim=2) for t in held) or (zeros, zeros)
-        return self.cache.update(own, key, value, past_length)
 
 
 def needs_graph(x: Tensor, module: Module, context: ForwardContext) -> bool:
@@ -177,17 +142,9 @@ def ladder_count(model: GPT, config: LadderConfig) -> int:
 
 register(
     Method(
-        name="ladder",
-        config=LadderConfig,
-        adapter=Ladder,
-        shape="around",
-        folder="function",
-        start="bitwise",
-        count=ladder_count,
-        mergeable=False,
-        rowwise=True,
-        stackable_with=("reparam", "around", "tokens", "select"),
-        summary="a small network beside the base, which nothing is propagated back through",
+        name="ladder", config=LadderConfig, adapter=Ladder, shape="around", folder="function", start="bitwise",
+        count=ladder_count, mergeable=False, rowwise=True, stackable_with=("reparam", "around", "tokens", "select"),
+        summary="a small network along the base, whose backward pass falls away",
         examples=(LadderConfig(), LadderConfig(reduction_factor=4, gate_temperature=1.0)),
     )
-)
+)  # fmt: skip

@@ -42,7 +42,7 @@ class MoELoraConfig(RoutedConfig):
 
     r: int = 4
     lora_alpha: float = 8
-    target_modules: Pattern = ("**.mlp.*_proj",)
+    target_modules: Pattern = ("mlp.*_proj",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,17 +109,9 @@ def moe_lora_count(model: GPT, config: MoELoraConfig) -> int:
 
 register(
     Method(
-        name="moe_lora",
-        config=MoELoraConfig,
-        adapter=MoELora,
-        shape="around",
-        folder="function",
-        start="bitwise",
-        count=moe_lora_count,
-        mergeable=False,
-        rowwise=True,
-        stackable_with=("reparam", "around", "tokens", "select"),
-        summary="routed low-rank changes of chosen layers",
+        name="moe_lora", config=MoELoraConfig, adapter=MoELora, shape="around", folder="function", start="bitwise",
+        count=moe_lora_count, mergeable=False, rowwise=True,
+        stackable_with=("reparam", "around", "tokens", "select"), summary="routed low-rank changes of chosen layers",
         examples=(MoELoraConfig(num_experts=3), MoELoraConfig(target_modules=["mlp", "v_proj"], router_jitter=0.1)),
     )
-)
+)  # fmt: skip

@@ -29,6 +29,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.nn import Dropout, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.function.orthonormal import nearest_orthonormal, orthonormal
 from minitorch_peft.peft.function.places import NOWHERE, marked, places
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.registry import Method, register
@@ -122,20 +123,6 @@ class LoReftEdit(Function):
         return dh, u.T @ g - dW, dW, du.sum(axis=0)
 
 
-def nearest_orthonormal(A: np.ndarray) -> np.ndarray:
-    """The matrix with orthonormal rows that is nearest to ``A`` (r, C): U Vᵀ of its SVD, a smooth function of it.
-
-    >>> nearest_orthonormal(np.array([[3.0, 0.0, 4.0]])).tolist()
-    [[0.6..., 0.0, 0.8...]]
-    """
-    U, _, Vt = np.linalg.svd(A.astype(np.float64), full_matrices=False)
-    return (U @ Vt).astype(A.dtype)
-
-
-def orthonormal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return nearest_orthonormal(rng.standard_normal(shape))
-
-
 class Edit(Module):
     """R, W and b, with a linear layer's start for the last two: U(-1/√C, 1/√C)."""
 
@@ -209,17 +196,9 @@ def loreft_count(model: GPT, config: LoReftConfig) -> int:
 
 register(
     Method(
-        name="loreft",
-        config=LoReftConfig,
-        adapter=LoReft,
-        shape="around",
-        folder="function",
-        start="none",
-        count=loreft_count,
-        mergeable=False,
-        rowwise=True,
-        stackable_with=("reparam", "around", "tokens", "select"),
+        name="loreft", config=LoReftConfig, adapter=LoReft, shape="around", folder="function", start="none",
+        count=loreft_count, mergeable=False, rowwise=True, stackable_with=("reparam", "around", "tokens", "select"),
         summary="an edit of the hidden states in a subspace, at some places",
         examples=(LoReftConfig(prefix_positions=5), LoReftConfig(layers=[1], prefix_positions=None, r=2)),
     )
-)
+)  # fmt: skip

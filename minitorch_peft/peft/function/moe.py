@@ -119,34 +119,17 @@ def moe_count(model: GPT, config: MoEConfig) -> int:
 
 register(
     Method(
-        name="moe",
-        config=MoEConfig,
-        adapter=MoE,
-        shape="around",
-        folder="function",
-        start="bitwise",
-        count=moe_count,
-        mergeable=False,
-        rowwise=True,
-        stackable_with=("reparam", "around", "tokens", "select"),
+        name="moe", config=MoEConfig, adapter=MoE, shape="around", folder="function", start="bitwise", count=moe_count,
+        mergeable=False, rowwise=True, stackable_with=("reparam", "around", "tokens", "select"),
         summary="routed experts beside each MLP",
         examples=(MoEConfig(), MoEConfig(num_experts=3, top_k=1, expert_size=5, router_jitter=0.1)),
     )
-)
+)  # fmt: skip
 register(
     Method(
-        name="moe_replace",
-        config=MoEConfig,
-        adapter=MoE,
-        shape="around",
-        folder="function",
-        start="rounding",
-        count=moe_count,
-        mergeable=False,
-        rowwise=False,
-        stackable_with=("tokens",),
+        name="moe_replace", config=MoEConfig, adapter=MoE, shape="around", folder="function", start="rounding",
+        count=moe_count, mergeable=False, rowwise=False, stackable_with=("tokens",),
         summary="routed copies in place of each MLP",
-        examples=(MoEConfig(mode="replace", num_experts=3),),
-        variant={"mode": "replace"},
+        examples=(MoEConfig(mode="replace", num_experts=3),), variant={"mode": "replace"},
     )
-)
+)  # fmt: skip

@@ -174,7 +174,7 @@ class Routed(Adapter):
 
 
 def expert_load(p: PeftModel, input_ids: Any, **options: Any) -> dict[str, np.ndarray]:
-    """For each routed layer of the active adapters, as ``<path>.<adapter>``, the share of choices of each expert (N).
+    """For each routed layer that this pass goes through, as ``<path>.<adapter>``: each expert's share of choices (N).
 
     >>> from minitorch_peft.models import GPT, GPTConfig
     >>> from minitorch_peft.peft import MoEConfig, get_peft_model
@@ -183,8 +183,10 @@ def expert_load(p: PeftModel, input_ids: Any, **options: Any) -> dict[str, np.nd
     >>> {path: round(float(share.sum()), 6) for path, share in load.items()}
     {'blocks.0.mlp.default': 1.0}
     """
-    active = [p.adapters[name] for name in p.active_adapters]
-    layers = {f"{path}.{a.name}": w for a in active for path, w in a.wrappers.items() if isinstance(w, RoutedLayer)}
+    layers = {f"{path}.{a.name}": w for a in p.adapters.values() for path, w in a.wrappers.items()}
+    routers = {path: layer.router for path, layer in layers.items() if isinstance(layer, RoutedLayer)}
+    for router in routers.values():
+        router.load = None
     with no_grad(), mode_of(p, training=False):
         p(input_ids, **options)
-    return {path: np.array(layer.router.load) for path, layer in layers.items()}
+    return {path: np.array(router.load) for path, router in routers.items() if router.load is not None}
