@@ -73,6 +73,8 @@ def test_words_are_read_by_the_base_alone_without_dropout_and_leave_it_as_it_was
     base.load_state_dict(gpt("gpt2").state_dict())
     base.train()
     base.blocks[0].eval()  # a part that is in another mode stays so
+    np.testing.assert_array_equal(activations(base, WORDS), expected)
+    assert base.blocks[1].attn.dropout.training and not base.blocks[0].training
     p = stirred(get_peft_model(base, LoraConfig(r=2)))
     before, passes = snapshot(base), base.passes
     p.add_adapter("prefix", TEXT)

@@ -17,7 +17,7 @@ import numpy as np
 from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.formats.files import FileFormatError
 from minitorch_peft.models import GPT
-from minitorch_peft.nn import Module
+from minitorch_peft.nn import Module, mode_of
 from minitorch_peft.peft.interop import CONFIG, WEIGHTS, AdapterFiles, check_kinds, check_tensors, refuse_settings
 
 if TYPE_CHECKING:
@@ -104,13 +104,8 @@ class PromptFiles:
 
 def made(encoder: Module) -> np.ndarray:
     """The table, without noise."""
-    training = encoder.training
-    encoder.eval()
-    try:
-        with no_grad():
-            return np.array(encoder().data)
-    finally:
-        encoder.train(training)
+    with no_grad(), mode_of(encoder, training=False):
+        return np.array(encoder().data)
 
 
 def check_made(encoder: Module, own: Mapping[str, np.ndarray], table: np.ndarray, path: Path) -> None:

@@ -12,7 +12,7 @@ from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.models import GPT
 from minitorch_peft.models.inputs import as_ids
-from minitorch_peft.nn import ForwardContext, init
+from minitorch_peft.nn import init, mode_of
 from minitorch_peft.peft.inject import base_module
 
 
@@ -59,14 +59,8 @@ def activations(model: GPT, ids: Sequence[int]) -> np.ndarray:
     They are as the cache holds them: keys of a model with rotary positions are turned already, by the positions
     0 ... k - 1, which a prefix has too. So a prefix of them is to the text after it what the words themselves were.
     """
-    training = {id(module): module.training for _, module in model.named_modules()}
-    model.eval()
-    try:
-        with no_grad():
-            cache = model(np.asarray(ids)[None], use_cache=True, context=ForwardContext()).past_key_values
-    finally:
-        for _, module in model.named_modules():
-            module.training = training[id(module)]
+    with no_grad(), mode_of(model, training=False):
+        cache = model(np.asarray(ids)[None], use_cache=True).past_key_values
     pairs = [t for layer in range(model.config.n_layer) for t in cache.entries[layer]]
     stacked = F.stack(pairs, dim=0)[:, 0]  # (2 n_layer, kv_heads, k, head_dim)
     return stacked.permute(2, 0, 1, 3).reshape(len(ids), -1).data
