@@ -4,7 +4,16 @@ from minitorch_peft.peft import function as _function  # noqa: F401  (its method
 from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.classification import load_classifier, save_classifier
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.function import IA3Config, LadderConfig, LoReftConfig, MoEConfig, MoELoraConfig
+from minitorch_peft.peft.function import (
+    DoubleSeqBnConfig,
+    IA3Config,
+    LadderConfig,
+    LoReftConfig,
+    MoEConfig,
+    MoELoraConfig,
+    ParBnConfig,
+    SeqBnConfig,
+)
 from minitorch_peft.peft.input import (
     GistConfig,
     PrefixTuningConfig,
@@ -33,6 +42,7 @@ __all__ = [
     "AdaLoraConfig",
     "BitFitConfig",
     "DiffPruningConfig",
+    "DoubleSeqBnConfig",
     "FullConfig",
     "GistConfig",
     "IA3Config",
@@ -44,6 +54,7 @@ __all__ = [
     "MoEConfig",
     "MoELoraConfig",
     "PTuningV2Config",
+    "ParBnConfig",
     "PartialConfig",
     "PeftConfig",
     "PeftModel",
@@ -51,6 +62,7 @@ __all__ = [
     "PromptEncoderConfig",
     "PromptTuningConfig",
     "RandomMaskConfig",
+    "SeqBnConfig",
     "VeraConfig",
     "get_peft_model",
     "load_classifier",

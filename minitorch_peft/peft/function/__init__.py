@@ -1,9 +1,19 @@
 """Methods that change the function: small modules in, around or beside the blocks."""
 
+from minitorch_peft.peft.function.bottleneck import DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
 from minitorch_peft.peft.function.ia3 import IA3Config
 from minitorch_peft.peft.function.ladder import LadderConfig
 from minitorch_peft.peft.function.lora_experts import MoELoraConfig
 from minitorch_peft.peft.function.loreft import LoReftConfig
 from minitorch_peft.peft.function.moe import MoEConfig
 
-__all__ = ["IA3Config", "LadderConfig", "LoReftConfig", "MoEConfig", "MoELoraConfig"]
+__all__ = [
+    "DoubleSeqBnConfig",
+    "IA3Config",
+    "LadderConfig",
+    "LoReftConfig",
+    "MoEConfig",
+    "MoELoraConfig",
+    "ParBnConfig",
+    "SeqBnConfig",
+]
