@@ -22,7 +22,7 @@ def ledger(
     base: Annotated[str, typer.Option(help="Embedded checkpoint, or folder of a model.")] = "tiny",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 16,
     length: Annotated[int, typer.Option(min=2, help="Tokens in a row.")] = 128,
-    optimizer: Annotated[str, typer.Option(help="adamw, sgd, adamw_bnb_8bit, paged_adamw_32bit or _8bit.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help="adamw, sgd or adamw_bnb_8bit.")] = "adamw",
     inference: Annotated[bool, typer.Option("--inference", help="A forward pass without a graph instead.")] = False,
     measure: Annotated[bool, typer.Option("--measure", help="Run a real step too, and show the ratio.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Activations and operations to show of a single method.")] = 12,

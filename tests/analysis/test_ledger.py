@@ -105,7 +105,9 @@ def test_a_model_that_trains_as_it_stands():
 def test_the_model_is_as_it_was():
     base = GPT(SMALL)
     bits = {name: p.data.tobytes() for name, p in base.named_parameters()}
-    ledger(base, LORA, BATCH), measure(base, METHODS["full"].config(), BATCH)
+    for config in (LORA, METHODS["full"].config(), None):
+        ledger(base, config, BATCH)
+        measure(base, config, BATCH)
     assert {name: p.data.tobytes() for name, p in base.named_parameters()} == bits
     assert all(p.grad is None and p.requires_grad for p in base.parameters())
     assert not any("forward" in vars(module) for _, module in base.named_modules())
@@ -151,7 +153,7 @@ def test_the_formulas_are_what_the_engine_does(batch):
     assert whole.forward.products + whole.backward.products == training_flops(SMALL, batch, frozen=False)
     assert frozen.forward.products + frozen.backward.products == training_flops(SMALL, batch, frozen=True)
     for found in (whole, frozen):
-        assert found.activation_bytes == pytest.approx(activation_bytes(SMALL, batch), rel=0.1)
+        assert found.activation_bytes == pytest.approx(activation_bytes(SMALL, batch), rel=0.01)
 
 
 # -- what the lecture says -------------------------------------------------------------------------------------
@@ -231,6 +233,8 @@ def test_small_steps_that_do_different_things_are_refused():
 def test_wrong_use_says_what_would_be_right():
     with pytest.raises(ValueError, match="optimizer='adam': expected one of adamw, sgd"):
         ledger(SMALL, LORA, BATCH, optimizer="adam")
+    with pytest.raises(ValueError, match="takes what its budget gives it"):
+        ledger(SMALL, LORA, BATCH, optimizer="paged_adamw_32bit")
     with pytest.raises(ValueError, match="rows of at least 2 tokens"):
         ledger(SMALL, LORA, (4, 1))
     with pytest.raises(ValueError, match="rows of 60 tokens behind 8 virtual ones: the model has 64 positions"):

@@ -23,7 +23,7 @@ from minitorch_peft.analysis.ledger.trace import Configs, prepared, record, scal
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.peft import PeftConfig, PeftModel
 from minitorch_peft.peft.registry import Method
-from minitorch_peft.training.config import OPTIMIZERS, TrainConfig
+from minitorch_peft.training.config import OPTIMIZERS, PAGED, TrainConfig
 from minitorch_peft.training.groups import make_optimizer, trainable
 
 __all__ = ["Ledger", "default_config", "ledger", "measure"]
@@ -38,7 +38,7 @@ def ledger(
     Args:
         model: the base, or a config of which one is made; a PeftModel (then without ``config``) as it stands.
         config: a method's, or several that act together. Without one, ``model`` itself, with whatever trains in it.
-        optimizer: one of ``TrainConfig``'s names: "adamw", "sgd", "adamw_bnb_8bit", ...
+        optimizer: "adamw", "sgd" or "adamw_bnb_8bit".
         training: False for a forward pass without a graph.
 
     >>> from minitorch_peft.peft import LoraConfig
@@ -61,7 +61,7 @@ def measure(
 ) -> Ledger:  # fmt: skip
     """Run a real step of ``batch`` and count: arguments as in :func:`ledger`.
 
-    Gradients and optimizer state are the arrays that are there after the step; the parameters are put back.
+    Gradients and optimizer state are the arrays that are there after the step, which is one at rate 0.
     """
     check(batch, optimizer)
     with prepared(model, config, seed) as ready:
@@ -100,8 +100,10 @@ def default_config(method: Method) -> PeftConfig:
 def check(batch: Batch, optimizer: str) -> None:
     if min(batch) < 1 or batch[1] < 2:
         raise ValueError(f"batch={batch}: expected (B, T) with rows of at least 2 tokens, one to predict")
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
+    known = [name for name in OPTIMIZERS if name not in PAGED]
+    if optimizer not in known:
+        paged = " (the state of a paged one takes what its budget gives it)" if optimizer in PAGED else ""
+        raise ValueError(f"optimizer={optimizer!r}{paged}: expected one of {', '.join(known)}")
 
 
 def check_positions(model: Any, T: int) -> None:

@@ -19,14 +19,16 @@ So with M = 2N (L (4C² + 2CI) + VC), the products with weights:
     ladder                     M + attention        no gradient passes a block: forward only
     inference, merged LoRA     M + attention        what the base costs
 
-**Bytes** of float32. Each parameter has 4 of weight, where it trains 4 more of gradient and 8 of AdamW's state. Between
-forward and backward a block keeps, for each token, whatever the method (a norm's output and GELU's are made again):
+**Bytes** of float32. Each parameter has 4 of weight (8 under the method ``full``, which keeps the original beside the
+copy that trains), and where it trains 4 of gradient and 8 of AdamW's state. Between forward and backward a block keeps
+for each token, whatever the method (a norm's output and GELU's are made again):
 
-    x before each norm 2C, q, k, v 3C, what attention gives C, what enters the activation I    =>  4N L (6C + I)
+    x before each norm 2C,  q, k, v 3C,  what attention gives C,  what enters the activation I     =>  6C + I numbers
 
-and four numbers for the two norms, one for each head. A frozen Linear keeps nothing of its own, a trained one only its
+and four for the two norms, one for each head. Behind the blocks stand the last norm with C + 2 and the head with V
+logits and 3 (the target, 8 bytes, and a logarithm). A frozen Linear keeps nothing of its own, a trained one only its
 input, which is among these already: so freezing the weights saves gradients and optimizer state, and hardly an
-activation. At 4NV the logits are often the largest single array.
+activation.
 """
 
 from __future__ import annotations
@@ -56,6 +58,6 @@ def training_flops(config: GPTConfig, batch: Batch, frozen: bool) -> int:
 
 
 def activation_bytes(config: GPTConfig, batch: Batch) -> int:
-    """What the blocks and the head keep in float32: 4N (L (6C + I + H + 4) + V)."""
-    per_block = 6 * config.n_embd + config.inner + config.n_head + 4
-    return 4 * batch[0] * batch[1] * (config.n_layer * per_block + config.vocab_size)
+    """What is kept in float32 between forward and backward: 4N (L (6C + I + H + 4) + C + V + 5)."""
+    C, L, V = config.n_embd, config.n_layer, config.vocab_size
+    return 4 * batch[0] * batch[1] * (L * (6 * C + config.inner + config.n_head + 4) + C + V + 5)
