@@ -143,6 +143,7 @@ def test_each_row_has_its_own_prefix() -> None:
         ({"init_weights": "ones"}, 'init_weights=\'ones\': expected None, "zero" or "text"'),
         ({"init_weights": "text"}, "needs init_text or init_ids"),
         ({"init_ids": [1]}, "only it does; got init_weights=None"),
+        ({"init_weights": "text", "init_ids": 5}, "init_ids must be a list of token ids, got 5"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(settings, message) -> None:

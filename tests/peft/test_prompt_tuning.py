@@ -113,6 +113,7 @@ def test_every_row_has_the_prompt_of_its_own_adapter_and_length() -> None:
         ({"num_virtual_tokens": 0}, "num_virtual_tokens must be a whole number of at least 1, got 0"),
         ({"num_virtual_tokens": 2.0}, "must be a whole number"),
         ({"prompt_tuning_init": "WORDS"}, "'WORDS': expected one of RANDOM, SAMPLE_VOCAB, TEXT"),
+        ({"prompt_tuning_init": "TEXT", "prompt_tuning_init_ids": ["good"]}, "must be a list of token ids"),
         ({"prompt_tuning_init": "TEXT"}, "needs prompt_tuning_init_text or prompt_tuning_init_ids"),
         ({"prompt_tuning_init_text": "good or bad"}, "and only it does; got prompt_tuning_init='RANDOM'"),
         ({"prompt_tuning_init": "SAMPLE_VOCAB", "prompt_tuning_init_ids": [1]}, "only it does"),

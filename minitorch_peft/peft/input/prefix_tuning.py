@@ -27,7 +27,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.nn import Activation, Embedding, ForwardContext, Linear, Module, Sequential, init
 from minitorch_peft.peft.input.prompt_files import PromptFiles
 from minitorch_peft.peft.input.starts import activations, solved, words
-from minitorch_peft.peft.input.virtual_tokens import Table, VirtualTokens, VirtualTokensConfig, check_count
+from minitorch_peft.peft.input.virtual_tokens import Table, VirtualTokens, VirtualTokensConfig, check_count, check_ids
 from minitorch_peft.peft.registry import Method, register
 
 STARTS = (None, "zero", "text")
@@ -60,6 +60,7 @@ class PrefixTuningConfig(VirtualTokensConfig):
         super().__post_init__()
         if self.encoder_hidden_size is not None:
             check_count("encoder_hidden_size", self.encoder_hidden_size)
+        check_ids("init_ids", self.init_ids)
         if self.init_weights not in STARTS:
             raise ValueError(f'init_weights={self.init_weights!r}: expected None, "zero" or "text"')
         if (self.init_text is not None or self.init_ids is not None) != (self.init_weights == "text"):

@@ -20,7 +20,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.nn import init
 from minitorch_peft.peft.input.prompt_files import PromptFiles
 from minitorch_peft.peft.input.starts import at, sampled_rows, vocabulary, words
-from minitorch_peft.peft.input.virtual_tokens import PromptAdapter, Table, VirtualTokensConfig
+from minitorch_peft.peft.input.virtual_tokens import PromptAdapter, Table, VirtualTokensConfig, check_ids
 from minitorch_peft.peft.registry import Method, register
 
 STARTS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
@@ -50,6 +50,7 @@ class PromptTuningConfig(VirtualTokensConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ids("prompt_tuning_init_ids", self.prompt_tuning_init_ids)
         if self.prompt_tuning_init not in STARTS:
             raise ValueError(f"prompt_tuning_init={self.prompt_tuning_init!r}: expected one of {', '.join(STARTS)}")
         given = self.prompt_tuning_init_text is not None or self.prompt_tuning_init_ids is not None

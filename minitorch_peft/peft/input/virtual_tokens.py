@@ -35,6 +35,12 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
+def check_ids(name: str, value: Any) -> None:
+    whole = isinstance(value, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+    if value is not None and not whole:
+        raise ValueError(f"{name} must be a list of token ids, got {value!r}")
+
+
 class Table(Module):
     """The encoder that is nothing but the table itself."""
 
