@@ -163,6 +163,15 @@ def vera_change(c: Call) -> tuple[int, int]:
     return once, once * ((c.needs[0] or c.needs[1]) + c.needs[2])
 
 
+def bottleneck(c: Call) -> tuple[int, int]:
+    """Down and up; du has G W_up, then dW_down, dz, and P = Gᵀ a for what is above: each as much as one of them."""
+    down = c.inputs[2]
+    assert down is not None
+    once = 2 * rows_of(c.output) * prod(down)
+    _, need_z, need_down, need_bias, *need_up = c.needs
+    return 2 * once, once * ((need_z or need_down or need_bias) + need_down + need_z + any(need_up))
+
+
 PRODUCTS: dict[str, Callable[[Call], tuple[int, int]]] = {
     "MatMul": matmul,
     "Linear": linear,
@@ -179,12 +188,13 @@ PRODUCTS: dict[str, Callable[[Call], tuple[int, int]]] = {
     "DoraNorm": dora_norm,
     "NonOrthonormality": non_orthonormality,
     "VeraChange": vera_change,
+    "Bottleneck": bottleneck,
 }
 """Operations with products, and the FLOPs of these: (forward, backward)."""
 
 MOVES = frozenset(
     {"Cast", "Reshape", "Permute", "Clone", "Cat", "Pad", "Flip", "Roll", "Slice", "Index", "Tril", "Triu", "Expand"}
-    | {"Embedding", "Where", "AddAt"}
+    | {"Embedding", "Where", "AddAt", "Identity"}
 )
 """They move numbers and compute none."""
 
@@ -194,7 +204,7 @@ ADDED_UP = frozenset({"Expand", "Index", "Embedding"})
 PER_ELEMENT = {
     "Exp": 4, "Log": 4, "Tanh": 6, "Sigmoid": 6, "Softplus": 8, "Silu": 7, "Swiglu": 8, "Gelu": 10, "GeluTanh": 10,
     "Softmax": 6, "LogSoftmax": 6, "CrossEntropy": 6, "LayerNorm": 8, "RmsNorm": 5, "Rotary": 3, "Dropout": 2,
-    "LSTM": 30, "Rescaled": 3, "Combine": 2,
+    "LSTM": 30, "Rescaled": 3, "Combine": 2, "HardConcrete": 16,
 }  # fmt: skip
 """Operations for an element, of the larger of input and output; one where nothing is said."""
 
