@@ -21,7 +21,8 @@ class GistReport:
     ``keys`` are held for the prompts in every layer, ``bytes`` is the size of those keys and values in all layers, and
     ``flops`` are attention's while the continuations are read, a multiplication and an addition counted as two; each
     before compression and after. ``bits_per_byte`` are those of the continuations after the whole "prompt", after the
-    "gist" alone, and after "none" (the prompt's first token stays, it begins every text).
+    "gist" alone, and after "none" (the prompt's first token stays, it begins every text). All are of one adapter, which
+    may have learnt one of the three only: see :func:`share_kept`.
     """
 
     keys: tuple[int, int]
@@ -34,11 +35,15 @@ class GistReport:
         """How many keys one key of the gist stands for."""
         return self.keys[0] / self.keys[1]
 
-    @property
-    def kept(self) -> float:
-        """The share of the prompt's bits that the gist keeps: 1 if it is as good as the prompt, 0 if as none."""
-        bits = self.bits_per_byte
-        return (bits["none"] - bits["gist"]) / (bits["none"] - bits["prompt"])
+
+def share_kept(gist: GistReport, pos_control: GistReport, neg_control: GistReport) -> float:
+    """How much of what a prompt is worth its gist keeps: 1 as good as the prompt, 0 as good as none.
+
+    The reports are of three adapters, each trained under its own ``gist_condition``, as in the paper: one that learnt
+    to read gist tokens reads whole prompts badly, and answers without a prompt too.
+    """
+    whole, none, own = (report.bits_per_byte["gist"] for report in (pos_control, neg_control, gist))
+    return (none - own) / (none - whole)
 
 
 def gist_report(peft_model: PeftModel, pairs: Pairs, batch_size: int = 16) -> GistReport:

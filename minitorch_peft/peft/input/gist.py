@@ -2,10 +2,10 @@
 
     p(y | t, g_1 ... g_k) ≈ p(y | G(t)),   G(t) = keys and values of g_1 ... g_k, computed from the prompt t
 
-That is the paper's eq. 2, learnt by a mask alone: the gist tokens see the prompt, and what comes after them sees the
-gist tokens in its stead (section 3, figure 2b). A prompt read once is then kept as k keys and values a layer:
-:func:`compress`. A run of gist tokens ends with the next other token, and what comes after it sees no other word of
-before; so a text may hold several runs, and the mask of a token never depends on later ones.
+That is what the paper's eq. 2 asks for, learnt by a mask alone: the gist tokens see the prompt, and what comes after
+them sees the gist tokens in its stead (section 3, figure 2). A prompt read once is then kept as k keys and values a
+layer: :func:`compress`. A run of gist tokens ends with the next other token, and what comes after it sees no other
+word of before; so a text may hold several runs, and the mask of a token never depends on later ones.
 
 The vectors (k, C) of the new words are the adapter's; they start at the mean of the vocabulary, as the authors' do
 (where the one word is repeated k times). The paper trains the whole model; here LoRA learns to compress, in the same

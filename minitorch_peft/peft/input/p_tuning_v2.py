@@ -4,7 +4,7 @@
     y = argmax W_c h_last,   W_c (num_labels, C)
 
 The keys and values are prefix tuning's, and its encoders make them; what the paper adds is the recipe for small models
-and for classification. No network behind the table unless asked for (section 3.2: whether it helps depends on the
+and for classification. No network behind the table unless asked for (section 3.3: whether it helps depends on the
 task), dropout of the prompt (``prefix_dropout``, in the authors' code), and in place of words that a language model
 must say for each class a linear head, trained with the prompt: ``SequenceClassifier(peft_model, num_labels)``, kept
 with it by ``save_classifier``. The head's parameters are the classifier's.
@@ -42,9 +42,9 @@ class PTuningV2Config(PrefixTuningConfig):
 
 
 class PTuningV2(PrefixTuning):
-    def attach(self, config: PTuningV2Config) -> None:
+    def attach(self, config: PrefixTuningConfig) -> None:
         super().attach(config)
-        self.parts["prefix_dropout"] = Dropout(config.prefix_dropout, f"{self.name}.prefix")
+        self.parts["prefix_dropout"] = Dropout(self.config.prefix_dropout, f"{self.name}.prefix")
 
     def table(self) -> Tensor:
         return self.parts["prefix_dropout"](super().table(), self.noise)
