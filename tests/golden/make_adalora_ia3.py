@@ -25,9 +25,10 @@ HERE = Path(__file__).parent
 make = runpy.run_path(str(HERE / "make.py"))
 recipe = make["recipe"]
 ADALORA = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 3, "total_step": 10, "lora_alpha": 16, "deltaT": 2}
-TARGETS = {  # of AdaLoRA in one, of IA3 in the other: (all, feedforward)
-    "gpt2": (["attn.c_proj", "c_fc"], ["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
-    "llama": (["q_proj", "v_proj"], ["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+TARGETS = {"gpt2": ["attn.c_proj", "c_fc"], "llama": ["q_proj", "v_proj"], "gpt2-fused": ["c_attn", "mlp.c_proj"]}
+IA3_TARGETS = {  # all, and the feedforward ones
+    "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
+    "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
 }
 
 
@@ -44,8 +45,8 @@ def start(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def adalora(family: str) -> dict[str, np.ndarray]:
-    config = peft.AdaLoraConfig(task_type="CAUSAL_LM", target_modules=TARGETS[family][0], **ADALORA)
-    model = peft.get_peft_model(make["build"](family), config)
+    config = peft.AdaLoraConfig(task_type="CAUSAL_LM", target_modules=TARGETS[family], **ADALORA)
+    model = peft.get_peft_model(make["build"](family.removesuffix("-fused")), config)
     values = {f"start/{name}": array for name, array in start(model).items()}
     optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if "lora_" in n], lr=0.01)
     losses, kept = [], []
@@ -64,7 +65,7 @@ def adalora(family: str) -> dict[str, np.ndarray]:
 
 
 def ia3(family: str) -> dict[str, np.ndarray]:
-    _, targets, feedforward = TARGETS[family]
+    targets, feedforward = IA3_TARGETS[family]
     config = peft.IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward)
     model = peft.get_peft_model(make["build"](family), config)
     for k, p in enumerate(p for n, p in model.named_parameters() if "ia3_l" in n):
@@ -80,16 +81,16 @@ def saved(model: torch.nn.Module) -> dict[str, Any]:
         settings = json.loads(Path(directory, "adapter_config.json").read_text())
     with torch.no_grad():
         logits = model.eval()(torch.tensor(recipe["IDS"])).logits.numpy()
-    settings["base_model_name_or_path"] = None
+    settings |= {"base_model_name_or_path": None, "target_modules": sorted(settings["target_modules"])}
     return {f"adapter/{n}": a for n, a in arrays.items()} | {"logits": logits, "settings": json.dumps(settings)}
 
 
 if __name__ == "__main__":
-    for method in (adalora, ia3):
+    for method, families in ((adalora, TARGETS), (ia3, IA3_TARGETS)):
         values: dict[str, Any] = {}
-        for family in TARGETS:
+        for family in families:
             values |= {f"{family}/{name}": value for name, value in method(family).items()}
-        metadata = {family: values.pop(f"{family}/settings") for family in TARGETS}
+        metadata = {family: values.pop(f"{family}/settings") for family in families}
         metadata |= {"torch": torch.__version__, "peft": peft.__version__}
         path = HERE / f"{method.__name__}.safetensors"
         save_file({n: np.ascontiguousarray(v) for n, v in values.items()}, path, metadata)

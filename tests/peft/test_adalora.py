@@ -339,6 +339,20 @@ def test_the_golden_adapter(family, tmp_path):
     assert all(again[n] == theirs[n] for n in ("rank_pattern", "init_r", "target_r", "tfinal", "total_step"))
 
 
+def test_the_golden_adapter_of_a_fused_module(tmp_path):
+    """q, k and v each have all ranks of c_attn; joined again they are three times as many, and the same function."""
+    arrays, values = golden_adapter("adalora", "gpt2-fused", tmp_path), golden_values("adalora", "gpt2-fused")
+    p = PeftModel.from_pretrained(golden_model("gpt2"), tmp_path)
+    np.testing.assert_allclose(logits(p, RECIPE["IDS"]), values["logits"], rtol=1e-5, atol=1e-5)
+    rows = {name.split(".")[4]: len(a) for name, a in arrays.items() if name.endswith("c_attn.lora_E")}
+    assert all(ranks(p)[f"blocks.{i}.attn.{x}_proj"] == rows[str(i)] for i in range(2) for x in "qkv")
+    assert p.adapters["default"].config.init_r == 4 and p.adapters["default"].config.target_r == 2
+    p.save_pretrained(tmp_path / "again")
+    again = PeftModel.from_pretrained(golden_model("gpt2"), tmp_path / "again")
+    np.testing.assert_allclose(logits(again, RECIPE["IDS"]), values["logits"], rtol=1e-5, atol=1e-5)
+    assert again.adapters["default"].config == p.adapters["default"].config and ranks(again) == ranks(p)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_golden_training(family, tmp_path):
     """Ten steps: the loss with the penalty, and the ranks that are left after each."""

@@ -121,10 +121,11 @@ class AdaLoraLayer(Reparam):
         self.scaling = config.scaling
 
     def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
-        if self.base_layer is not self.base or (self.training and self.dropout.p > 0):
+        alone, terms = self.base_layer is self.base, self.base.linear_terms()
+        if not alone or (self.training and self.dropout.p > 0):
             return super().adapted(x, context)
         scaled_A = self.lora_A * self.lora_E
-        if (terms := self.base.linear_terms()) is None:
+        if terms is None:
             return self.base.low_rank(x, scaled_A, self.lora_B, self.scaling)
         return LoraLinear.apply(x, *terms, scaled_A, self.lora_B, s=self.scaling)
 

@@ -107,6 +107,7 @@ class AdaLoraFiles:
         record = own_record(files)
         arrays: dict[str, np.ndarray] = {}
         patterns: dict[str, list[bool]] = {}
+        shares: list[float] = []
         for module in targeted:
             A, E, B = (given[name] for name in names(module))
             blocks = np.split(B, np.cumsum([base_module(model, path).out_features for path in module.ours])[:-1])
@@ -114,13 +115,13 @@ class AdaLoraFiles:
                 if mine is None:
                     continue
                 arrays |= {f"{path}.lora_A": A[mine], f"{path}.lora_E": E[mine], f"{path}.lora_B": blocks[i][:, mine]}
+                shares.append(mine.mean() if mine.size else 1)
                 positions = np.flatnonzero(kept[module])[mine]
                 patterns[path] = np.isin(np.arange(len(kept[module])), positions).tolist()
         ours = [path for module in modules for path in module.ours]
-        mean_rank = float(np.mean([mask.sum() for mask in kept.values()]))
         return {
             **{name: settings[name] for name in SHARED if name in settings},
-            **own_settings(files, patterns, record, mean_rank),
+            **own_settings(files, patterns, record, float(np.mean(shares))),
             "target_modules": short_names(list(patterns), ours),
         }, arrays
 
@@ -195,11 +196,11 @@ def own_record(files: AdapterFiles) -> dict[str, Any]:
 
 
 def own_settings(
-    files: AdapterFiles, patterns: dict[str, list[bool]], record: Mapping[str, Any], mean_rank: float
+    files: AdapterFiles, patterns: dict[str, list[bool]], record: Mapping[str, Any], share: float
 ) -> dict[str, Any]:
     """What says of which ranks the targets are, in our form: as recorded, or as the file has it.
 
-    ``mean_rank`` is that of the file's modules: where q, k and v have fewer, their ``target_r`` is smaller too.
+    ``share`` is the mean part of its module's ranks that a target has: its ``target_r`` is as much smaller.
     """
     settings = files.settings
     total, no = settings.get("total_step"), no_total(settings.get("tinit", 0), settings.get("tfinal", 0))
@@ -207,9 +208,11 @@ def own_settings(
         patterns = record["rank_pattern"]
         found = {name: record[name] for name in ("init_r", "lora_alpha", "target_r")}
     else:
-        init_r, own_rank = settings.get("init_r", 12), float(np.mean([sum(kept) for kept in patterns.values()]))
-        target_r = round(settings.get("target_r", 8) * (own_rank / mean_rank if mean_rank else 1))
-        found = {"init_r": init_r, "lora_alpha": settings.get("lora_alpha", 8)}
-        found["target_r"] = min(init_r, max(1, target_r))
+        init_r, target_r = settings.get("init_r", 12), round(settings.get("target_r", 8) * share)
+        found = {
+            "init_r": init_r,
+            "lora_alpha": settings.get("lora_alpha", 8),
+            "target_r": min(init_r, max(1, target_r)),
+        }
     lost = {path: kept for path, kept in patterns.items() if not all(kept)}
     return {**found, "total_step": None if total == no else total, "rank_pattern": lost or None}
