@@ -1,10 +1,12 @@
 """P-tuning: prompt vectors made by a small network, so that they depend on one another (Liu et al. 2021, eq. 5-6).
 
-    h_i = MLP([→h_i; ←h_i]),   →h, ←h = LSTM(E),   E (k, C)      the paper's, ``LSTM``
-    P = W₃ relu(W₂ relu(W₁ E))                                   ``peft``'s default, ``MLP``
+    P_i = W₂ relu(W₁ [→h_i; ←h_i]),   →h, ←h = LSTM(E)      ``LSTM``, the paper's
+    P_i = W₃ relu(W₂ relu(W₁ E_i))                          ``MLP``, the default in ``peft``
 
-P (k, C) stands before the input, as in prompt tuning. After training the network may be thrown away: P is all that the
-model reads, and all that ``peft`` keeps. Here the network is kept beside P, so that training can go on.
+E (k, C) is trained with the network (its biases are left out above), and P (k, C) stands before the input, as in prompt
+tuning. After training the network may be thrown away: P is all that the model reads, and all that ``peft`` keeps. Here
+the network is kept beside P, so that training can go on. E starts at N(0, 1), the network as in ``torch``, but linear
+biases at zero.
 
 Parameters, with h ``encoder_hidden_size``: k C, and for ``MLP`` h (C + 1) + h (h + 1) + C (h + 1); for ``LSTM``
 8 h (I + h + 2) for each layer, I = C in the first one and 2 h in those after it, + 2 h (2 h + 1) + C (2 h + 1).
