@@ -137,7 +137,7 @@ WIDE_CASES = ("full", "lora", "bitfit", "prompt_tuning", "prefix_tuning", "ladde
 @pytest.mark.slow
 def test_the_peak_of_a_wide_model_and_the_ladders_is_lowest():
     batch, peaks = (4, 128), {}
-    for name in WIDE_CASES:
+    for name in ("full", "lora", "prompt_tuning", "ladder"):
         config = METHODS[name].config()
         peaks[name] = peak_of_a_process(WIDE, config, batch)
         assert ledger(WIDE, config, batch).peak == pytest.approx(peaks[name], rel=0.1), name
