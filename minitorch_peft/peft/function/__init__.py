@@ -5,6 +5,7 @@ from minitorch_peft.peft.function.ia3 import IA3Config
 from minitorch_peft.peft.function.ladder import LadderConfig
 from minitorch_peft.peft.function.lora_experts import MoELoraConfig
 from minitorch_peft.peft.function.loreft import LoReftConfig
+from minitorch_peft.peft.function.mam import MAMConfig
 from minitorch_peft.peft.function.moe import MoEConfig
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "IA3Config",
     "LadderConfig",
     "LoReftConfig",
+    "MAMConfig",
     "MoEConfig",
     "MoELoraConfig",
     "ParBnConfig",
