@@ -9,7 +9,7 @@ import pytest
 from golden_cases import RECIPE, golden_adapter, golden_model, golden_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft_cases import gpt, logits, optimizer_of, snapshot, stirred, train
+from peft_cases import IDS, gpt, logits, optimizer_of, snapshot, stirred, train
 
 import minitorch_peft as mp
 from minitorch_peft.formats.files import FileFormatError, read_arrays, read_json
@@ -198,10 +198,24 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bits_and_ranks(stop, tmp_pa
     assert all(q.data.tobytes() == b.named_parameters()[n].data.tobytes() for n, q in a.named_parameters().items())
 
 
+@pytest.mark.parametrize("family", ["gpt2-4bit", "llama-4bit"])
+def test_over_four_bits_it_trains_and_is_what_its_weight_is(family):
+    p = stirred(adapted(family, np.float64, target_modules=["v_proj", "up_proj"]))
+    assert mp.gradcheck(lambda: p(IDS[:1, :4]).logits, (), parameters=p.trainable_parameters())
+    unmerged = logits(p)
+    p.merge_adapter()
+    np.testing.assert_allclose(logits(p), unmerged, rtol=1e-9, atol=1e-9)
+    p.unmerge_adapter()
+    train(p, optimizer_of(p), range(10))
+    assert sum(ranks(p).values()) == 2 * len(ranks(p))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"target_r": 5}, "target_r must be from 1 to init_r=4, got 5"),
+        ({"init_r": 4.0}, "init_r must be a whole number, got 4.0"),
+        ({"lora_alpha": float("inf")}, "lora_alpha above it, and both finite"),
         ({"target_r": 0}, "target_r must be from 1 to init_r=4, got 0"),
         ({"beta1": 1.0}, "beta1 and beta2 must lie between 0 and 1"),
         ({"deltaT": 0}, "deltaT at least 1"),

@@ -10,6 +10,7 @@ important ranks to zero, until ``target_r`` remain on average; the trainer calls
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,12 +59,15 @@ class AdaLoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("init_r", "target_r", "tinit", "tfinal", "deltaT"):
+            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
         if not 1 <= self.target_r <= self.init_r:
             raise ValueError(f"target_r must be from 1 to init_r={self.init_r}, got {self.target_r!r}")
         if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
             raise ValueError(f"beta1 and beta2 must lie between 0 and 1, got {self.beta1!r} and {self.beta2!r}")
-        if self.orth_reg_weight < 0 or not self.lora_alpha > 0:
-            raise ValueError("orth_reg_weight must be at least 0 and lora_alpha above it")
+        if not (0 <= self.orth_reg_weight < math.inf and 0 < self.lora_alpha < math.inf):
+            raise ValueError("orth_reg_weight must be at least 0, lora_alpha above it, and both finite")
         check_schedule(self, self.total_step)
         for path, kept in (self.rank_pattern or {}).items():
             if len(kept) != self.init_r:
