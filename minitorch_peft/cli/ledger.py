@@ -43,7 +43,7 @@ def ledger(
     from minitorch_peft.analysis.ledger import default_config
     from minitorch_peft.analysis.ledger import ledger as predict
     from minitorch_peft.analysis.ledger import measure as count
-    from minitorch_peft.analysis.ledger.tables import held_against, totals
+    from minitorch_peft.analysis.ledger.tables import NOTE, held_against, totals
     from minitorch_peft.cli.loading import check_length, load_base_as
     from minitorch_peft.cli.settings import config_from, stored_settings
     from minitorch_peft.peft import METHODS
@@ -66,6 +66,7 @@ def ledger(
             measured[name] = count(model, config, batch, optimizer, training=not inference)
     screen.say(f"{base}, {batch_size} x {length} tokens, {'a forward pass' if inference else optimizer}")
     screen.say(totals(predicted) if len(names) > 1 else predicted[names[0]].table(rows))
+    screen.say(NOTE)
     for name in measured:
         screen.say(f"[bold]{name}[/bold]")
         screen.say(held_against(predicted[name], measured[name]))

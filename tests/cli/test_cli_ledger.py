@@ -15,7 +15,7 @@ def test_several_methods_are_compared(call, base):
     done = call("ledger", "--base", base, *SMALL)
     assert done.code == 0
     assert all(name in done.out for name in (*USUAL, "activations", "floating-point operations"))
-    assert "made in" not in done.out
+    assert "made in" not in done.out and "Passing:" in done.out
 
 
 def test_one_method_is_shown_in_detail_and_held_against_a_step(call, base):

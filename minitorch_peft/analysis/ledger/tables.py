@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minitorch_peft.analysis.ledger.account import Ledger
 
+NOTE = (
+    "[dim]Activations: what is kept between forward and backward. Passing: what else is alive at the worst moment, "
+    "outputs and gradients on their way. Peak: weights, optimizer state, activations and passing. Operations are those "
+    "of products of matrices, 2mnk each; backward makes them again for the gradient of each input (through the base, "
+    "too, unless a method stands beside it) and of each weight that trains.[/dim]"
+)
+
 LEFT = {"method", "made in", "by", "shape", "kept by", "in", "operation", ""}
 
 
