@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,11 +17,15 @@ from minitorch_peft.models.inputs import as_array
 from minitorch_peft.nn import ForwardContext, Module, Parameter
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.fingerprint import changed, word_sums
 from minitorch_peft.peft.hooks import TrainingHooks
 from minitorch_peft.peft.inject import Wrapper, base_buffers, base_constants, base_parameters
 from minitorch_peft.peft.merge import MergeCertificate, Merger
 from minitorch_peft.peft.passes import BASE, begin, checked_rows, standing
 from minitorch_peft.peft.registry import method_of
+
+if TYPE_CHECKING:
+    from minitorch_peft.peft.findings import Report
 
 
 def get_peft_model(model: GPT, peft_config: PeftConfig, adapter_name: str = "default", seed: int = 0) -> PeftModel:
@@ -71,6 +75,7 @@ class PeftModel(TrainingHooks, Module):
         self.adapters: dict[str, Adapter] = {}
         self.merger: Merger | None = None
         self._trained: tuple[str, ...] = ()
+        self._sums = word_sums(self._base_arrays())
         self._was_trainable = {path: p.requires_grad for path, p in base_parameters(base_model)}
         for _, p in base_parameters(base_model):
             p.requires_grad_(False)
@@ -253,6 +258,21 @@ class PeftModel(TrainingHooks, Module):
         trainable, total = self.get_nb_trainable_parameters()
         share = f"{100 * trainable / total:.4f}"
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share}")
+
+    # -- checking --------------------------------------------------------------------------------------------
+    def check(self, batch: Mapping[str, Any]) -> Report:
+        """What would fail silently in training on such batches; see :func:`minitorch_peft.peft.check.check`."""
+        from minitorch_peft.peft.check import check
+
+        return check(self, batch)
+
+    def changed_since_wrapped(self) -> list[str]:
+        """The base's own parameters and buffers that are not what they were when it was wrapped."""
+        return changed(self._sums, self._base_arrays())
+
+    def _base_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield from ((name, p.data) for name, p in self.named_parameters() if p.owner == "base")
+        yield from self.named_buffers()
 
     # -- merging ---------------------------------------------------------------------------------------------
     def merge_adapter(self, input_ids: Any = None, requantize: bool = False) -> MergeCertificate:

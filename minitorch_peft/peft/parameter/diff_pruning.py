@@ -137,24 +137,30 @@ class DiffPruning(Adapter):
         for path, d in self.differences.items():
             d.mask = np.array(state[f"{path}.mask"], bool) if f"{path}.mask" in state else None
 
+    @property
+    def resting(self) -> list[str]:
+        """The parameters that have done their work: no gradient reaches a gate once the mask is fixed."""
+        return [name for name in self.named_parameters() if self.fixed and name.endswith("alpha")]
+
     # -- files -----------------------------------------------------------------------------------------------
     def stored(self) -> dict[str, np.ndarray]:
         """What a file must hold: all parameters, or of a fixed mask the places of what differs, and its values."""
         if not self.fixed:
             return {name: p.data for name, p in self.named_parameters().items()}
-        found = {}
-        for path, d in self.differences.items():
-            found[f"{path}.places"] = np.flatnonzero(d.mask).astype(np.uint32)
-            found[f"{path}.values"] = d.w.data[d.mask]
+        found: dict[str, np.ndarray] = {}
+        for path, mask in self.method_state().items():
+            w = self.differences[path.removesuffix(".mask")].w
+            found[f"{path}.places"] = np.flatnonzero(mask).astype(np.uint32)
+            found[f"{path}.values"] = w.data[mask]
         return found
 
     def restore(self, stored: Mapping[str, np.ndarray]) -> None:
         """Take back what :meth:`stored` gave of a fixed mask."""
         for path, d in self.differences.items():
             mask = np.zeros(d.w.data.size, bool)
-            mask[stored[f"{path}.places"]] = True
+            mask[stored[f"{path}.mask.places"]] = True
             d.fix(mask)
-            d.w.data[d.mask] = stored[f"{path}.values"]
+            d.w.data.reshape(-1)[mask] = stored[f"{path}.mask.values"]
 
 
 def value_at(model: GPT, path: str) -> np.ndarray:
