@@ -143,6 +143,20 @@ class AdaLoraLayer(Reparam):
 
 
 class AdaLora(Adapter):
+    """The layers, and the allocator of their ranks.
+
+    >>> from minitorch_peft.models import GPT, GPTConfig
+    >>> from minitorch_peft.peft import get_peft_model
+    >>> from minitorch_peft.training import TrainConfig, train
+    >>> model = GPT(GPTConfig(vocab_size=7, n_positions=8, n_embd=16, n_layer=2, n_head=2))
+    >>> p = get_peft_model(model, AdaLoraConfig(init_r=4, target_r=2))
+    >>> ids = np.arange(16).reshape(2, 8) % 7
+    >>> result = train(p, lambda i: {"input_ids": ids, "labels": ids}, TrainConfig(steps=10, lr=1e-2))
+    >>> ranks = p.adapters["default"].ranks()
+    >>> list(ranks), sum(ranks.values())
+    (['blocks.0.attn.q_proj', 'blocks.0.attn.v_proj', 'blocks.1.attn.q_proj', 'blocks.1.attn.v_proj'], 8)
+    """
+
     def attach(self, config: AdaLoraConfig) -> None:
         targets = config.targets(self.model)
         self.wrappers = inject(self.model, targets, lambda base, path: AdaLoraLayer(base, path, self, config))
