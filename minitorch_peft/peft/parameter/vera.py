@@ -85,7 +85,7 @@ class VeraChange(Function):
     def backward(ctx: Any, G: np.ndarray) -> tuple[np.ndarray | None, ...]:
         (u, lambda_d, lambda_b), (need_u, need_d, need_b) = ctx.saved, ctx.needs_input_grad
         g, rows = G.reshape(-1, len(lambda_b)), u.reshape(-1, len(lambda_d))
-        t = (g * lambda_b) @ ctx.B if need_u or need_d else None
+        t = (g * lambda_b) @ ctx.B if need_u or need_d else rows
         return (
             (t * lambda_d).reshape(u.shape) if need_u else None,
             np.einsum("tr,tr->r", t, rows) if need_d else None,
@@ -146,7 +146,8 @@ class Vera(Adapter):
 
 def draw(model: GPT, targets: dict[str, Any], config: VeraConfig, dtype: np.dtype) -> Projection:
     """A (r, in) and B (out, r), uniform with variance 2 / in and 2 / r (He et al. 2015, eq. 10)."""
-    first, ins, outs = {}, [], []
+    first: dict[str, int] = {}
+    ins, outs = [], []
     for module in modules_of(model, targets):
         widths = [base_module(model, path).out_features for path in module.ours]
         first |= dict(zip(module.ours, np.cumsum([0, *widths]).tolist(), strict=False))
