@@ -29,6 +29,22 @@ def test_cached_equals_uncached(model, ids, options):
     assert cached.tolist() == model.generate(ids, 10, attention_mask=mask, use_cache=False, **options).tolist()
 
 
+def test_every_module_s_mode_is_put_back(model, ids):
+    """A base that is frozen in evaluation mode below a head that trains stays so; within, nothing is dropped."""
+    model.train()
+    model.blocks[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    within = []
+    original = model.forward
+    model.forward = lambda x, **options: (
+        within.append({m.training for _, m in model.named_modules()}) or original(x, **options)
+    )
+    model.generate(ids, 2)
+    assert within == [{False}] * 2
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert len(set(before.values())) == 2
+
+
 def test_the_cache_saves_the_work(model, ids):
     lengths = []
     original = model.forward
