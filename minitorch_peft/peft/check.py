@@ -141,8 +141,8 @@ def gradient_findings(peft_model: PeftModel, found: Gradients) -> Iterator[Findi
         advice = "load or attach it again; if training made it so, lower the rate or clip gradients"
         yield failure("not-finite", some(bad) if bad else "loss", f"the loss is {found.loss}", advice)
         return
-    resting = {f"{n}.{name}" for name, a in peft_model.adapters.items() for n in getattr(a, "resting", ())}
-    names = [name for name in found.names if name not in resting]
+    excused = {f"{n}.{name}" for name, a in peft_model.adapters.items() for n in without_gradient(a)}
+    names = [name for name in found.names if name not in excused]
     if missing := [name for name in names if name not in found.reached]:
         problem = "no gradient reaches it: the loss of this batch does not depend on it"
         advice = "let its adapter act (set_adapter, adapter_names), and train what is used"
@@ -151,6 +151,11 @@ def gradient_findings(peft_model: PeftModel, found: Gradients) -> Iterator[Findi
         problem = "its gradient is zero, and stays zero once the others have moved"
         advice = "start it, or what it is multiplied by, away from zero; is a factor, or a path to the loss, cut?"
         yield failure("zero-gradient", some(zero), problem, advice)
+
+
+def without_gradient(adapter: Adapter) -> list[str]:
+    """Its parameters that need none: of a merged one (see above), or those that have done their work."""
+    return list(adapter.named_parameters()) if adapter.merged else getattr(adapter, "resting", [])
 
 
 def scaling_findings(peft_model: PeftModel, copy: PeftModel) -> Iterator[Finding]:

@@ -69,7 +69,10 @@ def try_steps(copy: PeftModel, batch: Mapping[str, Any]) -> Gradients:
             if not found.finite or not parameters:
                 break
             penalty = copy.penalty()
-            (out.loss if penalty is None else out.loss + penalty).backward()
+            objective = out.loss if penalty is None else out.loss + penalty
+            if not objective.requires_grad:
+                break  # nothing that trains had a part in it
+            objective.backward()
             found.reached |= {name for name, p in parameters.items() if p.grad is not None}
             found.moved |= {name for name, p in parameters.items() if p.grad is not None and p.grad.any()}
             if found.moved == parameters.keys():

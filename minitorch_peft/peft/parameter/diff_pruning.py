@@ -139,8 +139,10 @@ class DiffPruning(Adapter):
 
     @property
     def resting(self) -> list[str]:
-        """The parameters that have done their work: no gradient reaches a gate once the mask is fixed."""
-        return [name for name in self.named_parameters() if self.fixed and name.endswith("alpha")]
+        """The parameters that have done their work: with a fixed mask the gates, and a w of which nothing is left."""
+        gates = [name for name in self.named_parameters() if name.endswith("alpha")]
+        pruned = [f"{path}.w" for path, d in self.differences.items() if d.mask is not None and not d.mask.any()]
+        return gates + pruned if self.fixed else []
 
     # -- files -----------------------------------------------------------------------------------------------
     def stored(self) -> dict[str, np.ndarray]:
