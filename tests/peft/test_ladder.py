@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import toy_methods
@@ -125,16 +127,21 @@ def test_rows_of_a_ladder_and_of_a_prefix_in_one_batch():
         assert np.array_equal(new[row, 8 - ids.shape[1] :], p.generate(ids, max_new_tokens=5, **alone)[0])
 
 
-def test_the_side_network_sees_no_key_of_a_prefix():
-    p = stirred(get_peft_model(gpt("gpt2"), LadderConfig()))
+@families
+def test_the_side_network_sees_no_key_of_a_prefix(family):
+    p = stirred(get_peft_model(gpt(family), LadderConfig()))
     p.add_adapter("prefix", toy_methods.PrefixConfig(3))
     p.set_adapter(["default", "prefix"])
+    layer, seen = layer_of(p), []
+    beside = layer.beside
+    layer.beside = lambda rungs, context: seen.append((rungs, context, beside(rungs, context))) or seen[-1][2]
     with no_grad():
-        cache = p(IDS[:, :5], use_cache=True).past_key_values
-    marks = cache.entries["default.side"][0].data[0, 0, :, 0]
-    assert np.array_equal(marks >= 0, [False] * 3 + [True] * 5)
+        cache = p(IDS, attention_mask=MASK, use_cache=True).past_key_values
+        rungs, context, added = seen[0]
+        alone = beside(rungs, replace(context, cache=None, past_length=0, keep=MASK[:, None, None, :]))
+    np.testing.assert_allclose(added.data[MASK], alone.data[MASK], **TIGHT)
     keys = cache.entries["default.side.0"][0].data
-    assert keys.shape[2] == cache.length == 8 and not keys[:, :, :3].any() and keys[:, :, 3:].any()
+    assert keys.shape[2] == cache.length == 11 and not keys[:, :, :3].any() and keys[:, :, 3:].any()
 
 
 # -- what it computes ----------------------------------------------------------------------------------------------

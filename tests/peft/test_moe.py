@@ -77,6 +77,16 @@ def test_no_expert_sees_the_rows_of_others():
     assert sum(n for _, n in seen) == 8 * 2
 
 
+def test_only_an_adapter_s_own_rows_are_counted():
+    p = float64(MoEConfig(layers_to_transform=0)).train()
+    rows = ["default", "__base__", "default"]
+    p(IDS, attention_mask=MASK, adapter_names=rows, context=ForwardContext())
+    load, penalty = layer_of(p).router.load, p.penalty().item()
+    p(IDS[::2], attention_mask=MASK[::2], context=ForwardContext())
+    np.testing.assert_allclose(layer_of(p).router.load, load)
+    assert p.penalty().item() == pytest.approx(penalty)
+
+
 def test_an_expert_without_tokens_is_left_as_it_is():
     p = float64(MoEConfig(top_k=1, aux_loss_coef=0.0))
     layer = layer_of(p)

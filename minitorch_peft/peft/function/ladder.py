@@ -4,16 +4,17 @@
 
 h_0 (B, T, C) are the embedded tokens, h_i what leaves the i-th block of the base, h the last of them. The side network
 has the base's kind of blocks with a width of w = C / f; D_i (w, C) take the rungs of the ladder, U (C, w) goes back up.
-The base runs without a graph, so of its activations the n + 1 rungs are kept, and of its backward pass nothing is left
-but the head's (section 3.1). Other methods save weight gradients and optimizer state; this one activations too.
+Nothing that trains comes before the base's blocks or stands inside of them, so they run without a graph: of their
+activations the n + 1 rungs are kept, and of the backward pass through the base nothing is left but the head's (section
+3.1). Other methods save weight gradients and optimizer state; this one activations too.
 
 Parameters: (n + 2) C w for D and U, n for a (``gate``), and the side network's own, about 1 / f² of the base's blocks.
 It starts from the base's weights of largest norm (see ``ladder_start.py``), D from the choice of the same channels, a
 from 0.
 
 Two deviations from the paper: there U norm(s_n) goes to the head *in place of* h; here it is added, with U = 0, so that
-the adapted model starts as the base. And where another adapter trains along with this one, inside of the blocks or
-before them, the base is given its graph back for it: nothing is silently left untrained, and nothing is saved either.
+the adapted model starts as the base. And h_i are not detached: where another adapter trains along with this one, inside
+of the blocks or before them, the base has a graph for its sake, so that nothing is silently left untrained.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import minitorch_peft.functional as F
-from minitorch_peft.autograd.tensor import Tensor, no_grad
+from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.models.gpt import Block, make_norm
 from minitorch_peft.nn import ForwardContext, Linear, Module, ModuleList, init
@@ -93,13 +94,9 @@ class LadderLayer(Around):
         return on_rows(rows, rungs[-1] + self.beside(rungs, context), rungs[-1])
 
     def climb(self, x: Tensor, context: Any) -> list[Tensor]:
-        """What goes into each block of the base, and what leaves the last; without a graph where no other needs one."""
+        """What goes into each block of the base, and what leaves the last."""
         asked, context.hidden_states = context.hidden_states, []
-        if needs_graph(x, self.base_layer, context):
-            h = self.base_layer(x, context)
-        else:
-            with no_grad():
-                h = self.base_layer(x, context)
+        h = self.base_layer(x, context)
         lower, context.hidden_states = context.hidden_states, asked
         if asked is not None:  # the caller wants the base's, as it would have them without the ladder
             asked += lower
@@ -114,14 +111,6 @@ class LadderLayer(Around):
             mu = F.sigmoid(self.gate[i] / self.temperature)
             s = block(mu * s + (1 - mu) * down(h), context)
         return self.up(self.norm(s))
-
-
-def needs_graph(x: Tensor, module: Module, context: ForwardContext) -> bool:
-    """Does anything train that comes before the stack or stands inside of it? (The keys of a prefix do, too.)"""
-    inside = (v for _, m in module.named_modules() for v in vars(m).values() if isinstance(v, Tensor))
-    entries = {} if context.cache is None else context.cache.entries
-    cached = (t for layer, pair in entries.items() if isinstance(layer, int) for t in pair)
-    return x.requires_grad or any(t.requires_grad for t in (*inside, *cached))
 
 
 class Ladder(Adapter):
