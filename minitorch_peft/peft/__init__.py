@@ -5,6 +5,7 @@ from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.classification import load_classifier, save_classifier
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.function import (
+    AdapterFusionConfig,
     DoubleSeqBnConfig,
     IA3Config,
     LadderConfig,
@@ -14,6 +15,7 @@ from minitorch_peft.peft.function import (
     MoELoraConfig,
     ParBnConfig,
     SeqBnConfig,
+    fusion_weights,
 )
 from minitorch_peft.peft.input import (
     GistConfig,
@@ -41,6 +43,7 @@ from minitorch_peft.quant import prepare_model_for_kbit_training
 __all__ = [
     "METHODS",
     "AdaLoraConfig",
+    "AdapterFusionConfig",
     "BitFitConfig",
     "DiffPruningConfig",
     "DoubleSeqBnConfig",
@@ -66,6 +69,7 @@ __all__ = [
     "RandomMaskConfig",
     "SeqBnConfig",
     "VeraConfig",
+    "fusion_weights",
     "get_peft_model",
     "load_classifier",
     "prepare_model_for_kbit_training",

@@ -1,6 +1,7 @@
 """Methods that change the function: small modules in, around or beside the blocks."""
 
 from minitorch_peft.peft.function.bottleneck import DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
+from minitorch_peft.peft.function.fusion import AdapterFusionConfig, fusion_weights
 from minitorch_peft.peft.function.ia3 import IA3Config
 from minitorch_peft.peft.function.ladder import LadderConfig
 from minitorch_peft.peft.function.lora_experts import MoELoraConfig
@@ -9,6 +10,7 @@ from minitorch_peft.peft.function.mam import MAMConfig
 from minitorch_peft.peft.function.moe import MoEConfig
 
 __all__ = [
+    "AdapterFusionConfig",
     "DoubleSeqBnConfig",
     "IA3Config",
     "LadderConfig",
@@ -18,4 +20,5 @@ __all__ = [
     "MoELoraConfig",
     "ParBnConfig",
     "SeqBnConfig",
+    "fusion_weights",
 ]
