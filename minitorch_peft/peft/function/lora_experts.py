@@ -1,4 +1,4 @@
-"""Mixture of LoRA experts: routed low-rank changes beside a frozen layer (LoRAMoE, Dou et al. 2023, eq. 4).
+"""Mixture of LoRA experts: routed low-rank changes beside a frozen layer (LoRAMoE, Dou et al. 2023).
 
     y = f(x) + s Σ_j g_j B_j A_j x,   A_j (r, in), B_j (out, r),   s = alpha / r
 

@@ -7,8 +7,9 @@ softmax over one would be 1 and teach the router nothing, so there g is its shar
 transformer's, eq. 2). What an expert is, and what it stands beside, is the methods': ``moe.py``, ``lora_experts.py``.
 
 So that no expert is left idle, the loss gets N Σ_i f_i P_i for each layer, times ``aux_loss_coef`` (Fedus et al., eq. 4
-to 6): f_i is the share of the choices that fell on expert i, P_i the mean of its share of the softmax over all. Both
-1 / N, it is 1, its least. Padding is not counted; in training it is that of the last pass.
+to 6): f_i is the share of the choices that fell on expert i, P_i the mean of its share of the softmax over all. Where
+the experts share evenly it is 1, and N where one of them gets everything; its gradient goes through P. Neither padding
+is counted nor the rows of other adapters. ``penalty()`` is that of the last pass in training mode.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Router(Module):
 
 
 def balance(shares: Tensor, load: np.ndarray, counted: np.ndarray) -> Tensor:
-    """N Σ_i f_i P_i, f (N) the ``load``, P the mean of ``shares`` (T, N) over the counted tokens; through P only."""
+    """N Σ_i f_i P_i: f (N) is the ``load``, P the mean of ``shares`` (T, N) over the ``counted`` (T) tokens."""
     weights = len(load) * load * counted[:, None] / counted.sum()
     return (shares * Tensor(weights.astype(shares.dtype))).sum()
 
