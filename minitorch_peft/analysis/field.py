@@ -103,7 +103,9 @@ ENTRIES: tuple[Entry, ...] = (
         {"init_r": 2, "target_r": 1, **QV},
         {"init_r": 4, "target_r": 3, **ALL},
     ),
-    entry("vera", "VeRA", {"r": 256, **QV}, {"r": 384, **QV}, {"r": 1_536, **ALL}),
+    entry(
+        "vera", "VeRA", {"r": 256, **QV}, {"r": 384, **QV}, "would need a rank of 1,536, twelve times the model's width"
+    ),
     entry("ia3", "IA3", {}, {}, "scales 3,072 activations and no more"),
     entry("diff_pruning", "diff pruning", {}, TWICE, TWICE),
     entry(
@@ -132,9 +134,27 @@ ENTRIES: tuple[Entry, ...] = (
     entry("par_bn", "scaled parallel adapter", {}, {"bottleneck_size": 4}, {"bottleneck_size": 38}),
     entry("mam", "MAM", {}, {}, {}),
     entry("loreft", "LoReFT", {"r": 4}, {"r": 4}, {"r": 38}),
-    entry("ladder", "ladder side-tuning", {}, {}, {}),
-    entry("moe", "mixture of experts", {}, {}, {}),
-    entry("moe_lora", "mixture of LoRA experts", {}, {}, {}),
+    entry(
+        "ladder",
+        "ladder side-tuning",
+        {},
+        {"reduction_factor": 32},
+        "has 25,444 numbers at a width of 16 and 75,460 at the next, 32",
+    ),
+    entry(
+        "moe",
+        "mixture of experts",
+        {},
+        {"num_experts": 2, "top_k": 1, "expert_size": 1},
+        {"num_experts": 4, "expert_size": 8},
+    ),
+    entry(
+        "moe_lora",
+        "mixture of LoRA experts",
+        {},
+        {"num_experts": 2, "top_k": 1, "r": 1, "lora_alpha": 2, "target_modules": ["mlp"]},
+        {"num_experts": 4, "r": 8, "lora_alpha": 16, "target_modules": ["mlp"]},
+    ),
 )
 NOT_COMPARED: dict[str, str] = {
     "p_tuning_v2": "it is prefix tuning with a classification head, which modelling a text does not need",

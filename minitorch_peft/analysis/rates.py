@@ -19,7 +19,7 @@ from minitorch_peft.analysis.sweep import SET_ASIDE, sweep_texts, validation_bit
 from minitorch_peft.analysis.texts import Texts
 from minitorch_peft.data.tokenizer import Tokenizer
 
-GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 SEED = 0
 
 
