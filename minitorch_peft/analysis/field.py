@@ -132,7 +132,13 @@ ENTRIES: tuple[Entry, ...] = (
     entry("seq_bn", "adapter (Pfeiffer)", {}, {"bottleneck_size": 4}, {"bottleneck_size": 38}),
     entry("double_seq_bn", "adapter (Houlsby)", {}, {"bottleneck_size": 1}, {"bottleneck_size": 19}),
     entry("par_bn", "scaled parallel adapter", {}, {"bottleneck_size": 4}, {"bottleneck_size": 38}),
-    entry("mam", "MAM", {}, {}, {}),
+    entry(
+        "mam",
+        "MAM",
+        {},
+        {"num_virtual_tokens": 2, "prefix_projection": False, "bottleneck_size": 2},
+        {"num_virtual_tokens": 16, "prefix_projection": False, "bottleneck_size": 24},
+    ),
     entry("loreft", "LoReFT", {"r": 4}, {"r": 4}, {"r": 38}),
     entry(
         "ladder",
@@ -160,5 +166,6 @@ NOT_COMPARED: dict[str, str] = {
     "p_tuning_v2": "it is prefix tuning with a classification head, which modelling a text does not need",
     "gist": "it compresses prompts, and there is none here",
     "fusion": "it mixes adapters that were trained before",
+    "moe_replace": "it trains two copies or more of every MLP: more numbers than full fine-tuning",
 }
 """Methods that have no place in a comparison of language modelling, and why."""
