@@ -27,6 +27,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.nn import ForwardContext, Module
 from minitorch_peft.peft import PeftModel
 from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.function.bottleneck_function import NON_LINEARITIES
 from minitorch_peft.peft.inject import Wrapper, eject, inject
 
 Insertion = Literal["parallel", "sequential", "replaces", "before"]
@@ -71,7 +72,8 @@ VIEW: dict[str, View] = {
     "fusion": View("Σ_i a_i(z) Δh_i", "sequential", "where the fused adapters stand", "h + Δh"),
     "loreft": View("Rᵀ (W z + b - R z)", "sequential", "the residual stream after a block", "h + Δh"),
     "ladder": View("a small transformer on all h_i", "parallel", "the whole stack of blocks", "h + Δh"),
-    "moe": View("Σ_i g_i(z) E_i(z), g sparse", "parallel", "the feed-forward", "h + Δh, or Δh"),
+    "moe": View("Σ_i g_i(z) E_i(z), g sparse", "parallel", "the feed-forward", "h + Δh"),
+    "moe_replace": View("Σ_i g_i(z) E_i(z), g sparse", "replaces", "the feed-forward", "Δh"),
     "moe_lora": View("Σ_i g_i(z) s B_i A_i z, g sparse", "parallel", "the feed-forward or a projection", "h + Δh"),
 }
 
@@ -212,6 +214,33 @@ def bitfit_as_constant_adapter(adapter: Adapter) -> Rewriting:
     return {
         path.removesuffix(".bias"): (Modified, (Constant(s.copy - Tensor(s.original.data)), "parallel"))
         for path, s in adapter.selected.items()
+    }
+
+
+def bottleneck_as_adapter(adapter: Adapter) -> Rewriting:
+    """A bottleneck adapter, sequential or parallel: the view's first case."""
+    return {
+        path: (
+            Modified,
+            (
+                BottleneckForm(
+                    (layer.adapter_down.weight, layer.adapter_down.bias),
+                    (layer.adapter_up.weight, layer.adapter_up.bias),
+                    NON_LINEARITIES[layer.non_linearity].apply,
+                    layer.scaling,
+                ),
+                "parallel" if layer.is_parallel else "sequential",
+            ),
+        )
+        for path, layer in adapter.wrappers.items()
+    }
+
+
+def identity_adapter_as_lora(adapter: Adapter) -> Rewriting:
+    """A scaled parallel adapter without activation and biases is LoRA on the MLP, A = W_down and B = W_up."""
+    return {
+        path: (Modified, (LowRank(layer.adapter_down.weight, layer.adapter_up.weight, layer.scaling), "parallel"))
+        for path, layer in adapter.wrappers.items()
     }
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import minitorch_peft as mp
 from minitorch_peft.analysis.unified_view import (
     VIEW,
+    BottleneckForm,
+    Modified,
     bitfit_as_constant_adapter,
+    bottleneck_as_adapter,
     ia3_as_diagonal_adapter,
+    identity_adapter_as_lora,
     lora_as_parallel_adapter,
     loreft_as_sequential_adapter,
     prefix_as_gated_adapter,
@@ -52,6 +57,8 @@ def assert_same(p, rewriting, **options):
     seen = PADDED[..., None]
     np.testing.assert_allclose(got * seen, expected * seen, rtol=1e-9, atol=1e-9)
     for name, gradient in gradients.items():
+        if gradient is None:
+            continue  # a parameter that the test froze
         np.testing.assert_allclose(others[name], gradient, rtol=1e-7, atol=1e-9, err_msg=name)
     assert np.array_equal(p(IDS, attention_mask=PADDED).logits.data, expected)  # the adapter acts again
 
@@ -60,6 +67,40 @@ def assert_same(p, rewriting, **options):
 def test_lora_is_the_linear_parallel_adapter(family):
     p = adapted("lora", family, r=3, target_modules="all-linear")
     assert_same(p, lora_as_parallel_adapter(p.adapters["default"]))
+
+
+@families
+@pytest.mark.parametrize("method", ["seq_bn", "double_seq_bn", "par_bn"])
+@pytest.mark.parametrize("non_linearity", ["gelu", "relu"])
+def test_bottleneck_adapters_are_the_view_s_first_case(method, family, non_linearity):
+    p = adapted(method, family, bottleneck_size=5, non_linearity=non_linearity, scaling=2.5)
+    assert_same(p, bottleneck_as_adapter(p.adapters["default"]))
+
+
+@families
+def test_a_scaled_parallel_adapter_without_activation_is_lora_on_the_mlp(family):
+    p = adapted("par_bn", family, bottleneck_size=3, non_linearity="identity", scaling=4.0)
+    for name, q in p.adapters["default"].named_parameters().items():
+        q.data[...] *= not name.endswith("bias")
+        q.requires_grad_(not name.endswith("bias"))
+    assert_same(p, identity_adapter_as_lora(p.adapters["default"]))
+
+
+def test_around_one_linear_layer_it_is_lora_itself():
+    """The same A, B and s: once as LoRA of ``o_proj``, once as an identity bottleneck beside it."""
+    p = adapted("lora", "gpt2", r=3, lora_alpha=6, target_modules=["o_proj"])
+    beside = {
+        path: (
+            Modified,
+            (BottleneckForm((layer.lora_A, zeros(3)), (layer.lora_B, zeros(32)), lambda u: u, 2.0), "parallel"),
+        )
+        for path, layer in p.adapters["default"].wrappers.items()
+    }
+    assert_same(p, beside)
+
+
+def zeros(n):
+    return mp.tensor(np.zeros(n))
 
 
 @families
