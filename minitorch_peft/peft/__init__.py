@@ -15,6 +15,7 @@ from minitorch_peft.peft.function import (
     MoELoraConfig,
     ParBnConfig,
     SeqBnConfig,
+    expert_load,
     fusion_weights,
 )
 from minitorch_peft.peft.input import (
@@ -69,6 +70,7 @@ __all__ = [
     "RandomMaskConfig",
     "SeqBnConfig",
     "VeraConfig",
+    "expert_load",
     "fusion_weights",
     "get_peft_model",
     "load_classifier",

@@ -10,7 +10,8 @@ import minitorch_peft as mp
 from minitorch_peft.autograd.tensor import Tensor, no_grad
 from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import LoraConfig, MoEConfig, MoELoraConfig, get_peft_model
-from minitorch_peft.peft.function.routing import Combine, balance, expert_load
+from minitorch_peft.peft.function import expert_load
+from minitorch_peft.peft.function.routing import Combine, balance
 from minitorch_peft.peft.registry import method_of
 
 CONFIGS = [MoEConfig(), MoEConfig(mode="replace"), MoELoraConfig(target_modules=["mlp"]), MoEConfig(top_k=1)]

@@ -8,6 +8,7 @@ from minitorch_peft.peft.function.lora_experts import MoELoraConfig
 from minitorch_peft.peft.function.loreft import LoReftConfig
 from minitorch_peft.peft.function.mam import MAMConfig
 from minitorch_peft.peft.function.moe import MoEConfig
+from minitorch_peft.peft.function.routing import expert_load
 
 __all__ = [
     "AdapterFusionConfig",
@@ -20,5 +21,6 @@ __all__ = [
     "MoELoraConfig",
     "ParBnConfig",
     "SeqBnConfig",
+    "expert_load",
     "fusion_weights",
 ]
