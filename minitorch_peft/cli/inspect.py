@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +36,10 @@ def inspect(
         str | None, typer.Option(help="Of an adapter: count its share of this model. Default: its own base.")
     ] = None,
     depth: Annotated[int, typer.Option(min=1, help="Levels of the tree of modules.")] = 3,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Of an adapter: does all of it land in its base, and does it change anything?"),
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Show what a model, an adapter or a training checkpoint holds: settings, parameters by module, files.
@@ -43,10 +47,12 @@ def inspect(
     Examples:
 
         minitorch-peft inspect tiny
-        minitorch-peft inspect runs/compare/lora-r16/seed-0
+        minitorch-peft inspect runs/compare/lora-r16/seed-0 --check
         minitorch-peft inspect runs/adapt/lora-wyc/run/step-00000100.safetensors --depth 5
     """
     screen = Screen(json)
+    if check:
+        return show_check(screen, Path(path), base)
     found = look(path, base)
     total = sum(map(prod, found.shapes.values()))
     screen.say(f"[bold]{found.kind}[/bold] {path}: {total:,} parameters")
@@ -63,6 +69,20 @@ def inspect(
             "settings": found.settings, **found.notes, "shapes": {n: list(s) for n, s in found.shapes.items()},
         }
     )  # fmt: skip
+
+
+def show_check(screen: Screen, path: Path, base: str | None) -> None:
+    """The findings for an adapter's folder; code 3 where there is a failure among them."""
+    from minitorch_peft.cli.loading import base_of
+    from minitorch_peft.peft import PeftModel
+    from minitorch_peft.peft.check import check_file
+
+    model, name = base_of(base, path)
+    report = check_file(PeftModel(model), path)
+    screen.say(f"{path} on {name}: {report}", markup=False)
+    screen.result({"ok": report.ok, "base": name, "findings": [asdict(finding) for finding in report.findings]})
+    if not report.ok:
+        raise typer.Exit(FILE)
 
 
 def look(name: str, base: str | None) -> Found:

@@ -92,16 +92,20 @@ def load_adapted(base: str | None, adapter: Path | None) -> tuple[Any, str]:
     quantized as it was when the adapter learned.
     """
     from minitorch_peft.peft import PeftModel
+
+    model, name = base_of(base, adapter)
+    return (model if adapter is None else PeftModel.from_pretrained(model, adapter).eval()), name
+
+
+def base_of(base: str | None, adapter: Path | None) -> tuple[GPT, str]:
+    """The base that :func:`load_adapted` puts an adapter on, alone, and its name."""
     from minitorch_peft.quant import BitsAndBytesConfig
 
+    if adapter is not None and not adapter.is_dir():
+        raise CommandError(f"{adapter}: no such folder; expected one that holds an adapter", FILE)
     noted = notes(adapter)
     name = base or noted.get("base") or "tiny"
-    model = load_base(name, BitsAndBytesConfig.from_dict(noted.get("quantization") or {}))
-    if adapter is None:
-        return model, name
-    if not adapter.is_dir():
-        raise CommandError(f"{adapter}: no such folder; expected one that holds an adapter", FILE)
-    return PeftModel.from_pretrained(model, adapter).eval(), name
+    return load_base(name, BitsAndBytesConfig.from_dict(noted.get("quantization") or {})), name
 
 
 def notes(adapter: Path | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from cli_cases import adapt_options
 
 from minitorch_peft.data.tokenizer import Tokenizer
+from minitorch_peft.formats.files import read_arrays, write_arrays
 from minitorch_peft.models import GPT
 from minitorch_peft.models.pretrained import embedded_names, save_embedded
 from minitorch_peft.peft import PeftModel
@@ -84,6 +85,22 @@ def test_inspect_an_adapter(call, base, adapted):
     own = sum(p.data.size for p in model.adapters["default"].named_parameters().values())
     assert (value["kind"], value["method"], value["parameters"]) == ("adapter", "lora", own)
     assert value["percent_of_base"] == pytest.approx(100 * own / GPT.from_pretrained(base).num_parameters(), abs=1e-3)
+
+
+def test_checking_an_adapter_s_files(call, base, adapted):
+    shown = call("inspect", adapted, "--check")
+    assert shown.code == 0 and "no failure" in shown.out
+    value = call("inspect", adapted, "--check", "--json").json
+    assert value == {"ok": True, "base": str(base), "findings": []}
+    weights = adapted / "adapter_model.safetensors"
+    arrays = read_arrays(weights)
+    write_arrays(weights, {name: array * ("lora_B" not in name) for name, array in arrays.items()})
+    done = call("inspect", adapted, "--check")
+    assert done.code == 3 and "FAILURE file-without-effect" in done.out and "do: save it after training" in done.out
+    write_arrays(weights, dict(list(arrays.items())[1:]))
+    done = call("inspect", adapted, "--check", "--json")
+    assert done.code == 3 and [f["code"] for f in done.json["findings"]] == ["file-refused"]
+    assert call("inspect", adapted / "nowhere", "--check").code == 3
 
 
 def test_inspect_a_training_checkpoint(call, adapted):
