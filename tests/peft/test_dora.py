@@ -16,8 +16,8 @@ import minitorch_peft as mp
 from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.nn import Embedding, ForwardContext, Linear, Linear4bit, init
 from minitorch_peft.peft import FullConfig, LoraConfig, PeftModel, get_peft_model
+from minitorch_peft.peft.dora_files import MAGNITUDE
 from minitorch_peft.peft.inject import base_module
-from minitorch_peft.peft.parameter import dora
 from minitorch_peft.peft.parameter.dora import DoraLayer, DoraNorm
 from minitorch_peft.peft.parameter.dora_functions import Rescaled, RowLengths
 
@@ -315,7 +315,7 @@ def test_a_part_of_a_fused_file_that_cannot_be_split_says_so(tmp_path):
     again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path)
     assert list(again.adapters["default"].wrappers) == ["blocks.0.attn.q_proj", "blocks.1.attn.q_proj"]
     arrays = read_arrays(tmp_path / "adapter_model.safetensors")
-    name = f"base_model.model.transformer.h.0.attn.c_attn.{dora.MAGNITUDE}"
+    name = f"base_model.model.transformer.h.0.attn.c_attn.{MAGNITUDE}"
     assert arrays[name].shape == (96,)
     arrays[name][40] *= 2  # k's, which has no other change
     write_arrays(tmp_path / "adapter_model.safetensors", arrays)

@@ -13,7 +13,7 @@ from minitorch_peft.formats.files import FileFormatError, read_arrays, read_json
 from minitorch_peft.models import GPT
 from minitorch_peft.optim import AdamW
 from minitorch_peft.peft import LoraConfig, LoraPlusConfig, PeftModel, VeraConfig, get_peft_model
-from minitorch_peft.peft.parameter.vera import torch_uniform
+from minitorch_peft.peft.parameter.vera_projection import torch_uniform
 
 pytestmark = [
     pytest.mark.parity,

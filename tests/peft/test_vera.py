@@ -16,7 +16,8 @@ from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import PeftModel, VeraConfig, get_peft_model
 from minitorch_peft.peft.interop import hf_modules
-from minitorch_peft.peft.parameter.vera import VeraChange, torch_uniform
+from minitorch_peft.peft.parameter.vera import VeraChange
+from minitorch_peft.peft.parameter.vera_projection import torch_uniform
 
 JSON, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 A, B = "base_model.vera_A", "base_model.vera_B"

@@ -26,20 +26,15 @@ import numpy as np
 
 from minitorch_peft.autograd.function import Function
 from minitorch_peft.autograd.tensor import Tensor, is_grad_enabled
-from minitorch_peft.formats.files import FileFormatError
 from minitorch_peft.kernels.four_bit.layout import Quantized
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import ForwardContext, Module
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.inject import base_module
-from minitorch_peft.peft.interop import PREFIX, WEIGHTS, AdapterFiles, check_tensors, hf_modules
-from minitorch_peft.peft.lowrank_files import LowRankFiles
+from minitorch_peft.peft.dora_files import MAGNITUDE, DoraFiles
 from minitorch_peft.peft.parameter.dora_functions import Rescaled, RowLengths, times, times_transposed, weight_of
 from minitorch_peft.peft.parameter.lora import Lora, LoraConfig, LoraLayer, lora_count
 from minitorch_peft.peft.registry import Method, register
 from minitorch_peft.peft.shapes import on_rows
-
-MAGNITUDE = "lora_magnitude_vector"
 
 
 class DoraNorm(Function):
@@ -143,45 +138,6 @@ def dora_count(model: GPT, config: LoraConfig) -> int:
     return lora_count(model, config) + sum(t.out_features for t in config.targets(model).values())
 
 
-class DoraFiles(LowRankFiles):
-    """LoRA's tensors, and m of each module; of one that ``transformers`` fuses, m of its parts behind each other."""
-
-    def write(self, adapter: Adapter) -> AdapterFiles:
-        files = super().write(adapter)
-        for module in hf_modules(adapter.model.config):
-            layers = [adapter.wrappers.get(path) for path in module.ours]
-            if any(layers):
-                bases = [base_module(adapter.model, path) for path in module.ours]
-                parts = [
-                    np.sqrt(RowLengths().of_rows(base)) if layer is None else layer.lora_magnitude_vector.data
-                    for layer, base in zip(layers, bases, strict=True)
-                ]
-                files.arrays[magnitude(module.name)] = np.concatenate(parts).astype(adapter.dtype)
-        return AdapterFiles(files.settings | {"use_dora": True}, files.arrays, files.metadata)
-
-    def read(self, model: GPT, files: AdapterFiles) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        lengths = {n: array for n, array in files.arrays.items() if n.endswith(f".{MAGNITUDE}")}
-        rest = {n: array for n, array in files.arrays.items() if n not in lengths}
-        settings, arrays = super().read(model, AdapterFiles(files.settings, rest, files.metadata, files.directory))
-        modules = [m for m in hf_modules(model.config) if any(f"{path}.lora_A" in arrays for path in m.ours)]
-        widths = {m.name: [base_module(model, path).out_features for path in m.ours] for m in modules}
-        expected = {magnitude(m.name): (sum(widths[m.name]),) for m in modules}
-        check_tensors(expected, lengths, files.directory / WEIGHTS)
-        for m in modules:
-            parts = np.split(lengths[magnitude(m.name)], np.cumsum(widths[m.name])[:-1])
-            for path, part in zip(m.ours, parts, strict=True):
-                if f"{path}.lora_A" in arrays:
-                    arrays[f"{path}.{MAGNITUDE}"] = part
-                elif not np.allclose(part, np.sqrt(RowLengths().of_rows(base_module(model, path))), rtol=1e-4):
-                    problem = f"{m.name} changes the lengths of {path}, whose part of lora_B is zero"
-                    raise FileFormatError(files.directory / WEIGHTS, problem, "train it further, or merge it with peft")
-        return settings | {"use_dora": True}, arrays
-
-
-def magnitude(module: str) -> str:
-    return f"{PREFIX}{module}.{MAGNITUDE}"
-
-
 register(
     Method(
         name="dora", config=LoraConfig, variant={"use_dora": True}, adapter=Dora, shape="reparam", folder="parameter",
@@ -194,6 +150,6 @@ register(
                 use_dora=True,
             ),
         ),
-        peft_files=DoraFiles(more=("use_dora",)),
+        peft_files=DoraFiles(),
     )
 )  # fmt: skip

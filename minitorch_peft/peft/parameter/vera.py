@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,8 +25,8 @@ from minitorch_peft.models import GPT
 from minitorch_peft.nn import Dropout, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
-from minitorch_peft.peft.inject import base_module, inject
-from minitorch_peft.peft.interop import HFModule, hf_modules
+from minitorch_peft.peft.inject import inject
+from minitorch_peft.peft.parameter.vera_projection import Projection, draw
 from minitorch_peft.peft.patterns import Pattern, target_leaves
 from minitorch_peft.peft.registry import Method, register
 from minitorch_peft.peft.shapes import Reparam
@@ -85,20 +85,12 @@ class VeraChange(Function):
     def backward(ctx: Any, G: np.ndarray) -> tuple[np.ndarray | None, ...]:
         (u, lambda_d, lambda_b), (need_u, need_d, need_b) = ctx.saved, ctx.needs_input_grad
         g, rows = G.reshape(-1, len(lambda_b)), u.reshape(-1, len(lambda_d))
-        t = (g * lambda_b) @ ctx.B if need_u or need_d else rows
+        t = (g * lambda_b) @ ctx.B
         return (
             (t * lambda_d).reshape(u.shape) if need_u else None,
             np.einsum("tr,tr->r", t, rows) if need_d else None,
             np.einsum("to,to->o", g, (rows * lambda_d) @ ctx.B.T) if need_b else None,
         )
-
-
-class Projection(NamedTuple):
-    """The matrices that an adapter's layers share, and the first row of B of each layer."""
-
-    A: np.ndarray
-    B: np.ndarray
-    first: dict[str, int]
 
 
 class VeraLayer(Reparam):
@@ -130,7 +122,7 @@ class Vera(Adapter):
 
     def attach(self, config: VeraConfig) -> None:
         targets = config.targets(self.model)
-        self.projection = draw(self.model, targets, config, self.dtype)
+        self.projection = draw(self.model, targets, config.r, config.projection_prng_key, self.dtype)
         self.wrappers = inject(self.model, targets, lambda base, path: VeraLayer(base, path, self, config))
 
     def frozen(self) -> dict[str, np.ndarray]:
@@ -142,36 +134,6 @@ class Vera(Adapter):
     def load_method_state(self, state: dict[str, np.ndarray]) -> None:
         for name, array in self.method_state().items():
             array[...] = state[name]
-
-
-def draw(model: GPT, targets: dict[str, Any], config: VeraConfig, dtype: np.dtype) -> Projection:
-    """A (r, in) and B (out, r), uniform with variance 2 / in and 2 / r (He et al. 2015, eq. 10)."""
-    first: dict[str, int] = {}
-    ins, outs = [], []
-    for module in modules_of(model, targets):
-        widths = [base_module(model, path).out_features for path in module.ours]
-        first |= dict(zip(module.ours, np.cumsum([0, *widths]).tolist(), strict=False))
-        ins.append(base_module(model, module.ours[0]).in_features)
-        outs.append(sum(widths))
-    twister = np.random.RandomState(config.projection_prng_key & 0xFFFFFFFF)
-    A, B = (torch_uniform(twister, shape) for shape in ((config.r, max(ins)), (max(outs), config.r)))
-    return Projection(A.astype(dtype), B.astype(dtype), first)
-
-
-def modules_of(model: GPT, targets: dict[str, Any]) -> list[HFModule]:
-    """The modules of ``transformers`` that have a target; of a model that is of no family there, the targets."""
-    try:
-        modules = hf_modules(model.config)
-    except ValueError:
-        modules = [HFModule(path, (path,)) for path in targets]
-    return [m for m in modules if any(path in targets for path in m.ours)]
-
-
-def torch_uniform(twister: np.random.RandomState, shape: tuple[int, int]) -> np.ndarray:
-    """U(-b, b), b = √(6 / columns), in float32 as ``torch.Tensor.uniform_`` draws it: 24 bits of 32 for each number."""
-    bound = float(np.float32(math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))))
-    bits = twister.randint(0, 1 << 32, shape, np.uint32) & np.uint32(0xFFFFFF)
-    return (bits * 2.0**-24 * (2 * bound) - bound).astype(np.float32)
 
 
 def vera_count(model: GPT, config: VeraConfig) -> int:
