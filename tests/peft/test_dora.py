@@ -279,8 +279,13 @@ def test_without_gradients_the_norm_is_made_once_for_the_same_weights(monkeypatc
     with no_grad():
         base_module(p.base_model, "blocks.1.attn.q_proj").weight.data *= 2
         base_module(p.base_model, "blocks.1.attn.q_proj").weight.version.count += 1
+    p(IDS)  # learns of it, with gradients
     logits(p)
-    assert len(made) == 9
+    assert len(made) == 7 + 2 + 2
+    q_proj = p.adapters["default"].wrappers["blocks.1.attn.q_proj"]
+    change = q_proj.scaling * q_proj.lora_B.data @ q_proj.lora_A.data
+    expected = np.linalg.norm(q_proj.base.dense_weight() + change, axis=1)
+    np.testing.assert_allclose(q_proj.known.norm.data, expected, rtol=1e-5)
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -73,11 +73,16 @@ class DoraNorm(Function):
 
 
 class Known(NamedTuple):
-    """A norm, and copies of what it was made of."""
+    """A norm, and what it was made of: copies of A and B, the lengths of W's rows."""
 
     A: np.ndarray
     B: np.ndarray
+    squares: np.ndarray
     norm: Tensor
+
+    def of(self, A: np.ndarray, B: np.ndarray, squares: np.ndarray) -> bool:
+        """Is it still what these make?"""
+        return self.squares is squares and np.array_equal(self.A, A) and np.array_equal(self.B, B)
 
 
 class DoraLayer(LoraLayer):
@@ -100,16 +105,14 @@ class DoraLayer(LoraLayer):
 
     def norm(self) -> Tensor:
         """‖W + s B A‖ of each row, (out,). Without gradients it is made once for the same weights."""
-        W, q = weight_of(self.base)
-        inputs = (W, self.lora_A, self.lora_B)
-        unchanged = self.lengths.current(self.base)
-        constants = {"s": self.scaling, "q": q, "squares": self.lengths.of_rows(self.base)}
+        (W, q), squares = weight_of(self.base), self.lengths.of_rows(self.base)
+        inputs, constants = (W, self.lora_A, self.lora_B), {"s": self.scaling, "q": q, "squares": squares}
         if is_grad_enabled() and not self.detached and any(t is not None and t.requires_grad for t in inputs):
             return DoraNorm.apply(*inputs, **constants)
         A, B, known = self.lora_A.data, self.lora_B.data, self.known
-        if known is None or not (unchanged and np.array_equal(known.A, A) and np.array_equal(known.B, B)):
+        if known is None or not known.of(A, B, squares):
             detached = [t if t is None else t.detach() for t in inputs]
-            known = self.known = Known(A.copy(), B.copy(), DoraNorm.apply(*detached, **constants))
+            known = self.known = Known(A.copy(), B.copy(), squares, DoraNorm.apply(*detached, **constants))
         return known.norm
 
     def rescaled(self, v: Tensor) -> Tensor:
