@@ -31,11 +31,13 @@ class Cache:
     def from_prefix(cls, pairs: Sequence[tuple[Tensor, Tensor]]) -> Cache:
         """A cache that starts with one (key, value) pair for each layer, all of one length."""
         cache = cls()
-        cache.entries = dict(enumerate(pairs))
         lengths = {t.shape[2] for pair in pairs for t in pair}
         if len(lengths) > 1:
             raise ValueError(f"prefix keys and values must have one length, got {sorted(lengths)}")
+        # BEGIN SOLUTION(task="5.5a")
+        cache.entries = dict(enumerate(pairs))
         cache.next_position = cache.length
+        # END SOLUTION
         return cache
 
     @property

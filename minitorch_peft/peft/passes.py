@@ -28,9 +28,11 @@ def begin(
     """
     acting = [a for a in adapters.values() if a.rows(context) is not False]
     context.prompt_length, context.prompt_keep, context.prompts_placed, context.hidden = 0, None, False, None
+    # BEGIN SOLUTION(task="5.5b")
     if cache is None or not cache.length:
         context.prompt_length, context.prompt_keep = places(context, {a.name: a.prompt_length for a in acting})
         cache = with_prefixes(context, acting, len(ids), cache)
+    # END SOLUTION
     hiding = [a for a in acting if type(a).hidden is not Adapter.hidden]
     if hiding:
         cache = Cache() if cache is None and use_cache else cache
@@ -66,16 +68,20 @@ def with_prefixes(context: ForwardContext, acting: list[Adapter], batch: int, ca
         keys, values = zip(*of_layer, strict=True)
         both = [in_line(t, batch) if owner is None else own_rows(t, longest, owner) for t in (keys, values)]
         layers.append((both[0], both[1]))
+    # BEGIN SOLUTION(task="5.5c")
     start = Cache.from_prefix(layers)
     cache = start if cache is None else cache
     cache.entries, cache.next_position, cache.real = start.entries, start.next_position, real
     return cache
+    # END SOLUTION
 
 
 def in_line(parts: Sequence[Tensor], batch: int) -> Tensor:
     """Keys, or values, (kv_heads, k, head_dim) of several prefixes as those of one, for every row."""
+    # BEGIN SOLUTION(task="5.5d")
     whole = F.cat(list(parts), dim=1)
     return whole.expand(batch, *whole.shape)
+    # END SOLUTION
 
 
 def own_rows(parts: Sequence[Tensor], longest: int, owner: np.ndarray) -> Tensor:

@@ -79,8 +79,10 @@ class PrefixTuning(VirtualTokens):
 
     def prefix(self) -> Sequence[tuple[Tensor, Tensor]]:
         c, table = self.model.config, self.table()
+        # BEGIN SOLUTION(task="5.4")
         parts = table.reshape(len(table), 2 * c.n_layer, c.kv_heads, c.head_dim).permute(1, 2, 0, 3)
         return [(parts[2 * layer], parts[2 * layer + 1]) for layer in range(c.n_layer)]
+        # END SOLUTION
 
 
 class PrefixTable(Table):

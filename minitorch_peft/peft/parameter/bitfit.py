@@ -46,7 +46,9 @@ class BitFit(Adapter):
 
 def bitfit_targets(model: GPT, config: BitFitConfig) -> dict[str, int]:
     """Path to size of every chosen bias."""
+    # BEGIN SOLUTION(task="5.6a")
     biases = {path: p.data.size for path, p in base_parameters(model) if path.endswith(".bias")}
+    # END SOLUTION
     if not biases:
         raise ValueError("this model has no biases (Llama's family has none by default): BitFit has nothing to train")
     chosen = select(config.target_parameters, biases, "bias")
@@ -63,12 +65,16 @@ def of_kinds(kinds: list[str], paths: list[str]) -> list[str]:
         raise ValueError(f"bias_kinds must be a list of names, got {kinds!r}; {there}")
     if unknown := [name for name in kinds if name not in kind.values()]:
         raise ValueError(f"bias_kinds: {unknown[0]!r} is no kind of bias; {there}")
+    # BEGIN SOLUTION(task="5.6b")
     return [path for path in paths if kind[path] in kinds]
+    # END SOLUTION
 
 
 def bitfit_count(model: GPT, config: BitFitConfig) -> int:
     """The sum of the biases' sizes."""
+    # BEGIN SOLUTION(task="5.6c")
     return sum(bitfit_targets(model, config).values())
+    # END SOLUTION
 
 
 register(

@@ -43,8 +43,10 @@ def hard_concrete(alpha: np.ndarray, noise: np.ndarray | float = 0.0) -> np.ndar
     >>> hard_concrete(np.array([-5.0, 0.0, 0.5, 5.0])).round(3).tolist()
     [0.0, 0.0, 0.367, 1.0]
     """
+    # BEGIN SOLUTION(task="5.7a")
     s = 0.5 + 0.5 * np.tanh((alpha + noise) / 2)
     return np.clip(s * (RIGHT - LEFT) + LEFT, 0, 1)
+    # END SOLUTION
 
 
 class HardConcrete(Function):
@@ -62,8 +64,10 @@ class HardConcrete(Function):
     @staticmethod
     def backward(ctx: Any, G: np.ndarray) -> np.ndarray:
         (z,) = ctx.saved
+        # BEGIN SOLUTION(task="5.7b")
         s = (z - LEFT) / (RIGHT - LEFT)
         return G * np.where((z > 0) & (z < 1), (RIGHT - LEFT) * s * (1 - s), 0).astype(z.dtype)
+        # END SOLUTION
 
 
 def gate(alpha: Tensor, key: tuple[Any, ...] | None = None) -> Tensor:
@@ -74,4 +78,6 @@ def gate(alpha: Tensor, key: tuple[Any, ...] | None = None) -> Tensor:
 
 def open_probability(alpha: Tensor) -> Tensor:
     """P(z > 0), each gate's share of the expected L0 norm."""
+    # BEGIN SOLUTION(task="5.7c")
     return F.sigmoid(alpha - math.log(-LEFT / RIGHT))
+    # END SOLUTION
