@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from peft_cases import IDS, gpt, logits, loss, optimizer_of, stirred, train
 
 from minitorch_peft.autograd.tensor import Tensor, no_grad
+from minitorch_peft.data import Corpus, PackedText, Pairs, Tokenizer, load_corpus
+from minitorch_peft.models import GPT
 from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import DoubleSeqBnConfig, ParBnConfig, PeftModel, SeqBnConfig, get_peft_model
+from minitorch_peft.training import TrainConfig
+from minitorch_peft.training import train as train_for
 
 DIALECTS = ("dialect_1395", "dialect_1525")
 SEQUENTIAL, PARALLEL = SeqBnConfig(bottleneck_size=4), ParBnConfig(bottleneck_size=4)
@@ -122,3 +128,59 @@ def test_a_dialect_of_another_model_under_the_task(tmp_path):
     q.load_adapter(tmp_path, "dialect_1525")
     q.set_adapter(["dialect_1525", "task"], train="task")
     np.testing.assert_array_equal(logits(q.eval()), logits(p))
+
+
+# -- on real text --------------------------------------------------------------------------------------------------
+def scrambled(corpus):
+    """Each verse with its words in an order that its number draws."""
+    order = {verse: np.random.default_rng(verse).permutation(text.split()) for verse, text in corpus.verses.items()}
+    return Corpus(f"{corpus.name}-scrambled", {verse: " ".join(words) for verse, words in order.items()})
+
+
+def verses(translation, split, limit):
+    corpus = load_corpus(translation).split(split)
+    return Corpus(corpus.name, dict(list(corpus.comparable().verses.items())[:limit]))
+
+
+def mean_loss(p, batches):
+    with no_grad():
+        losses = [p(b["input_ids"], labels=b["labels"], attention_mask=b.get("attention_mask")).loss for b in batches]
+    return float(np.mean([loss.item() for loss in losses]))
+
+
+@pytest.mark.slow
+def test_a_task_learned_in_one_dialect_is_carried_to_another():
+    """Unscrambling, learned on the English of 1395, then on that of 1525 with nothing but the lower adapter changed."""
+    tokenizer, translations = Tokenizer.shipped(), dict(zip(DIALECTS, ("wyc", "tyn"), strict=True))
+    corpora = {(d, s): verses(t, s, 3000) for d, t in translations.items() for s in ("train", "held_out")}
+    text = {key: PackedText.from_corpus(corpus, tokenizer) for key, corpus in corpora.items()}
+    tasks = {key: Pairs.from_corpora(scrambled(corpus), corpus, tokenizer, 64) for key, corpus in corpora.items()}
+    config = TrainConfig(steps=30, lr=1e-2, warmup=5)
+
+    p = PeftModel(GPT.from_pretrained("tiny-0.25m"))
+    for seed, dialect in enumerate(DIALECTS):
+        p.add_adapter(dialect, DoubleSeqBnConfig(bottleneck_size=16), seed=seed)
+        p.set_adapter(dialect)
+        train_for(p, partial(text[dialect, "train"].batch, batch_size=16, length=64), config)
+    p.add_adapter("task", SeqBnConfig(bottleneck_size=16), seed=2)
+    p.set_adapter(["dialect_1395", "task"], train="task")
+    kept = [bits(p, d) for d in DIALECTS]
+    train_for(p, partial(tasks["dialect_1395", "train"].batch, batch_size=16), config)
+    assert [bits(p, d) for d in DIALECTS] == kept
+
+    p.eval()
+    reading, unscrambling = {}, {}
+    for here in DIALECTS:
+        windows = list(text[here, "held_out"].windows(16, 64, limit=4096))
+        held_out = [tasks[here, "held_out"].batch(i, 16) for i in range(6)]
+        for lower in DIALECTS:
+            p.set_adapter(lower, train=())
+            reading[here, lower] = mean_loss(p, windows)
+            p.set_adapter([lower, "task"], train=())
+            unscrambling[here, lower] = mean_loss(p, held_out)
+        p.set_adapter("task", train=())
+        unscrambling[here, None] = mean_loss(p, held_out)
+    for here, other in (DIALECTS, DIALECTS[::-1]):
+        assert reading[here, here] < reading[here, other] - 0.2, reading
+        assert unscrambling[here, here] < unscrambling[here, other] - 0.15, unscrambling
+        assert unscrambling[here, here] < unscrambling[here, None] - 0.15, unscrambling
