@@ -162,11 +162,13 @@ class BottleneckLayer(Around):
 
     def reads(self, y: Tensor, x: Tensor) -> Tensor:
         """What the adapter takes in, of the sub-layer's output ``y`` and its input ``x``."""
+        # BEGIN SOLUTION(task="5.1b")
         return x if self.is_parallel else y
+        # END SOLUTION
 
     def added(self, z: Tensor, to: Tensor | None = None) -> Tensor:
         """The change that the adapter makes of ``z``, added to a hidden state or alone."""
-        down, up = ((part.weight, part.bias) for part in (self.adapter_down, self.adapter_up))
+        down, up = self.adapter_down.linear_terms(), self.adapter_up.linear_terms()
         return bottleneck(to, z, down, up, self.non_linearity, self.scaling)
 
 

@@ -52,6 +52,7 @@ class Bottleneck(Function):
     ) -> np.ndarray:
         product = dispatch.get("matmul", z.dtype)
         factor = np.full(1, s, z.dtype) if scale is None else scale
+        # BEGIN SOLUTION(task="5.1a")
         u = product(z.reshape(-1, z.shape[-1]), W_down.T)
         u += b_down
         a = f.forward(Context(f.__name__, (False,)), u)
@@ -59,6 +60,7 @@ class Bottleneck(Function):
         y += factor * b_up
         if h is not None:
             y += h
+        # END SOLUTION
         ctx.f, ctx.learned = f, scale is not None
         ctx.save_for_backward(z if ctx.needs_input_grad[2] else None, u, W_down, W_up, b_up, factor)
         return y
@@ -67,6 +69,7 @@ class Bottleneck(Function):
     def backward(ctx: Any, G: np.ndarray) -> tuple[np.ndarray | None, ...]:
         z, u, W_down, W_up, b_up, s = ctx.saved
         need_h, need_z, need_down, need_down_bias, *need_up = ctx.needs_input_grad
+        # BEGIN SOLUTION(task="5.2")
         product, inner = dispatch.get("matmul", G.dtype), Context(ctx.f.__name__, (True,))
         a, g = ctx.f.forward(inner, u), G.reshape(-1, G.shape[-1])
         dz = dW_down = db_down = None
@@ -83,11 +86,12 @@ class Bottleneck(Function):
                 channels = (P * W_up).sum(axis=1) + b_up * total
                 ds = channels if len(s) > 1 else channels.sum(keepdims=True)
         return G if need_h else None, dz, dW_down, db_down, dW_up, db_up, ds
+        # END SOLUTION
 
 
 def bottleneck(
-    h: Tensor | None, z: Tensor, down: tuple[Tensor, Tensor], up: tuple[Tensor, Tensor], non_linearity: str,
-    scaling: float | Tensor = 1.0,
+    h: Tensor | None, z: Tensor, down: tuple[Tensor, Tensor | None], up: tuple[Tensor, Tensor | None],
+    non_linearity: str, scaling: float | Tensor = 1.0,
 ) -> Tensor:  # fmt: skip
     """h + s (f(z W_downᵀ + b_down) W_upᵀ + b_up), shaped as z; ``down`` and ``up`` are (weight, bias).
 

@@ -82,8 +82,8 @@ class AdapterFusionConfig(PeftConfig):
                 )
         first = places[self.adapters[0]]
         if len({standing[first[0]][name].is_parallel for name in self.adapters}) > 1:
-            names = ", ".join(self.adapters)
-            raise ValueError(f"fusion: some of {names} are parallel, some not: fuse adapters of one kind")
+            both = ", ".join(self.adapters)
+            raise ValueError(f"fusion: some of {both} are parallel, some not: fuse adapters of one kind")
         return first
 
 
@@ -138,7 +138,7 @@ class FusionLayer(Around):
 
 
 def near_identity(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return np.where(np.eye(*shape, dtype=bool), 1.0, 1e-6)
+    return np.where(np.eye(shape[0]) == 1, 1.0, 1e-6)
 
 
 class AdapterFusion(Adapter):
