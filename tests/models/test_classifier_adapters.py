@@ -134,7 +134,7 @@ def test_rates_of_a_method_s_own_hold_beside_the_head(model):
 
 def test_a_method_that_acts_on_training_resumes_bit_for_bit(model, plain, lively, ids, tmp_path):
     """AdaLoRA's budget needs every hook; its scores are state that a checkpoint must hold."""
-    config = AdaLoraConfig(init_r=3, target_r=1, tinit=1, tfinal=1, deltaT=1, total_step=6)
+    config = AdaLoraConfig(init_r=3, target_r=1, tinit=1, tfinal=1, deltaT=3, total_step=20)
     batch = {"input_ids": ids, "labels": LABELS}
     whole = SequenceClassifier(get_peft_model(model, config), 4)
     train(whole, lambda i: batch, TrainConfig(steps=6, lr=1e-2))
