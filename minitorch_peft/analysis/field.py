@@ -67,6 +67,7 @@ TWICE = "trains two numbers for each parameter that it may change"
 LOWEST = [f"blocks.{i}.{part}" for i in (1, 2, 3) for part in ("ln_1.**", "ln_2.**", "mlp.*.bias")]
 BIASES = [f"{layer}.bias" for layer in ("q_proj", "k_proj", "v_proj", "up_proj")]
 VOCABULARY = {"prompt_tuning_init": "SAMPLE_VOCAB"}
+EVERYWHERE = {"prefix_positions": None}  # by default the first three tokens, which is meant for short questions
 LSTM = {"encoder_reparameterization_type": "LSTM"}
 
 ENTRIES: tuple[Entry, ...] = (
@@ -139,7 +140,7 @@ ENTRIES: tuple[Entry, ...] = (
         {"num_virtual_tokens": 2, "prefix_projection": False, "bottleneck_size": 2},
         {"num_virtual_tokens": 16, "prefix_projection": False, "bottleneck_size": 24},
     ),
-    entry("loreft", "LoReFT", {"r": 4}, {"r": 4}, {"r": 38}),
+    entry("loreft", "LoReFT", {"r": 4}, {"r": 4, **EVERYWHERE}, {"r": 38, **EVERYWHERE}),
     entry(
         "ladder",
         "ladder side-tuning",

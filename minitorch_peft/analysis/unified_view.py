@@ -179,10 +179,12 @@ class GatedAttention(Wrapper):
         )
         scores = F.masked_fill(q @ k[:, kv_head].transpose(2, 3) / math.sqrt(D), Tensor(~visible), -1e30)
         on_prefix = q @ self.keys[kv_head].transpose(1, 2) / math.sqrt(D)
+        # BEGIN SOLUTION(task="5.8")
         h = F.softmax(scores, dim=-1) @ v[:, kv_head]
         change = F.softmax(on_prefix, dim=-1) @ self.values[kv_head]
         gate = F.sigmoid(F.logsumexp(on_prefix, dim=-1, keepdim=True) - F.logsumexp(scores, dim=-1, keepdim=True))
         y = (1 - gate) * h + gate * change
+        # END SOLUTION
         return attn.o_proj(y.transpose(1, 2).reshape(B, T, H * D), context)
 
 
@@ -263,7 +265,7 @@ def prefix_as_gated_adapter(adapter: Adapter) -> Rewriting:
 def rewritten(model: PeftModel | GPT, rewriting: Rewriting) -> Iterator[GPT]:
     """Inside, the base carries the rewriting's wrappers and no adapter acts; gives the base."""
     base = model.base_model if isinstance(model, PeftModel) else model
-    wrappers = inject(base, rewriting, lambda module, path: rewriting[path][0](module, *rewriting[path][1]))  # type: ignore[arg-type]
+    wrappers = inject(base, rewriting, lambda module, path: rewriting[path][0](module, *rewriting[path][1]))  # type: ignore[call-arg]
     try:
         if isinstance(model, PeftModel):
             with model.disable_adapter():

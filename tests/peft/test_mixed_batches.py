@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import toy_methods
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft_cases import IDS, TIGHT, gpt, logits, stirred
 
 import minitorch_peft as mp
-from minitorch_peft.peft import FullConfig, LoraConfig, PeftModel
+from minitorch_peft.peft import METHODS, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
 
 USERS = {
-    "lora": LoraConfig(r=2, target_modules="all-linear"),
-    "lora-wide": LoraConfig(r=4),
-    "prompt": toy_methods.PromptConfig(3),
-    "long-prompt": toy_methods.PromptConfig(5),
-    "prefix": toy_methods.PrefixConfig(2),
-    "long-prefix": toy_methods.PrefixConfig(4),
-    "bottleneck": toy_methods.BottleneckConfig(),
+    **{m.name: m.examples[0] for m in METHODS.values() if m.rowwise and not m.companions},
+    "lora-wide": LoraConfig(r=6),
+    "long-prompt": PromptTuningConfig(num_virtual_tokens=5),
+    "long-prefix": PrefixTuningConfig(num_virtual_tokens=4),
 }
 MASK = np.arange(8) >= np.array([0, 3, 6])[:, None]
 
 
-@pytest.fixture(autouse=True)
-def toys():
-    with toy_methods.registered():
-        yield
-
-
-def served(family="gpt2", dtype=np.float32):
+def served(names, family="gpt2", dtype=np.float32):
     p = PeftModel(gpt(family, dtype))
-    for seed, (name, config) in enumerate(USERS.items()):
-        p.add_adapter(name, config, seed=seed)
+    for seed, name in enumerate(sorted(set(names) - {"__base__"})):
+        p.add_adapter(name, USERS[name], seed=seed)
         stirred(p, name)
     return p
 
@@ -42,7 +32,7 @@ def served(family="gpt2", dtype=np.float32):
 @given(names=st.lists(st.sampled_from([*USERS, "__base__"]), min_size=3, max_size=3), padded=st.booleans())
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_row_among_others_equals_the_row_alone(family, names, padded):
-    p = served(family)
+    p = served(names, family)
     mask = {"attention_mask": MASK} if padded else {}
     together = logits(p, adapter_names=names, **mask)
     for row, name in enumerate(names):
@@ -57,7 +47,7 @@ def test_a_row_among_others_equals_the_row_alone(family, names, padded):
 @settings(max_examples=8, deadline=None)
 @given(names=st.lists(st.sampled_from([*USERS, "__base__"]), min_size=3, max_size=3))
 def test_generation_of_a_mixed_batch_equals_the_rows_alone(names):
-    p = served()
+    p = served(names)
     together = p.generate(IDS, max_new_tokens=6, adapter_names=names, attention_mask=MASK)
     slowly = p.generate(IDS, max_new_tokens=6, adapter_names=names, attention_mask=MASK, use_cache=False)
     assert np.array_equal(together, slowly)
@@ -67,9 +57,9 @@ def test_generation_of_a_mixed_batch_equals_the_rows_alone(names):
         assert np.array_equal(together[row, start:], alone[0])
 
 
-@pytest.mark.parametrize("names", [["prompt", "lora", "__base__"], ["prefix", "long-prompt", "long-prefix"]])
+@pytest.mark.parametrize("names", [["prompt_tuning", "lora", "__base__"], ["prefix_tuning", "long-prompt", "dora"]])
 def test_the_loss_and_the_gradients_of_a_mixed_batch_are_those_of_the_rows(names):
-    p = served(dtype=np.float64)
+    p = served(names, dtype=np.float64)
     p.set_adapter(dict.fromkeys(n for n in names if n != "__base__"))
     out = p(IDS, labels=IDS, adapter_names=names)
     out.loss.backward()
@@ -88,8 +78,8 @@ def test_the_loss_and_the_gradients_of_a_mixed_batch_are_those_of_the_rows(names
 
 
 def test_gradients_of_rows_with_their_own_prompts_and_prefixes():
-    p = served("llama", np.float64)
-    names = ["long-prompt", "prefix", "long-prefix"]
+    names = ["long-prompt", "prefix_tuning", "long-prefix"]
+    p = served(names, "llama", np.float64)
     p.set_adapter(names)
     assert mp.gradcheck(lambda: p(IDS, adapter_names=names).logits, (), parameters=p.trainable_parameters())
 
@@ -97,7 +87,7 @@ def test_gradients_of_rows_with_their_own_prompts_and_prefixes():
 def test_n_users_with_n_prefixes_take_the_places_of_the_longest():
     p = PeftModel(gpt("gpt2"))
     for i in range(3):
-        p.add_adapter(f"user-{i}", toy_methods.PrefixConfig(2 + i), seed=i)
+        p.add_adapter(f"user-{i}", PrefixTuningConfig(num_virtual_tokens=2 + i), seed=i)
         stirred(p, f"user-{i}")
     out = p(IDS, adapter_names=["user-0", "user-1", "user-2"], use_cache=True)
     cache = out.past_key_values
@@ -106,8 +96,8 @@ def test_n_users_with_n_prefixes_take_the_places_of_the_longest():
 
 
 def test_a_prompt_of_one_user_is_no_prompt_of_another():
-    p = served()
-    names = ["prompt", "long-prompt", "prompt"]
+    names = ["prompt_tuning", "long-prompt", "prompt_tuning"]
+    p = served(names)
     before = logits(p, adapter_names=names)
     next(iter(p.adapters["long-prompt"].named_parameters().values())).data[...] *= -1
     after = logits(p, adapter_names=names)
@@ -116,9 +106,11 @@ def test_a_prompt_of_one_user_is_no_prompt_of_another():
 
 
 def test_what_changes_the_whole_batch_says_so():
-    p = served()
-    p.add_adapter("full", FullConfig())
-    p.add_adapter("scale", toy_methods.ScaleConfig())
-    for name in ("full", "scale"):
+    names = ["lora", "seq_bn", "prompt_tuning"]
+    p = served(names)
+    whole = {m.name: m.examples[0] for m in METHODS.values() if not m.rowwise}
+    assert {"full", "bitfit", "diff_pruning"} <= set(whole)
+    for name, config in whole.items():
+        p.add_adapter(name, config)
         with pytest.raises(ValueError, match=f"adapter {name} changes the whole batch at once"):
-            p(IDS, adapter_names=["lora", name, "prompt"])
+            p(IDS, adapter_names=["lora", name, "prompt_tuning"])
