@@ -162,10 +162,11 @@ def scaling_findings(peft_model: PeftModel, copy: PeftModel) -> Iterator[Finding
     """Changes that act more than once, or otherwise than they will when they are merged."""
     for name in peft_model.active_adapters:
         adapter = peft_model.adapters[name]
-        declared = getattr(adapter.config, "scaling", None)
+        declared: Any = getattr(adapter.config, "scaling", None)
         for path, layer in adapter.wrappers.items() if callable(declared) else ():
-            if (now := getattr(layer, "scaling", None)) is not None and now != declared(path):
-                problem = f"the factor is {now:g}, the config says {declared(path):g}"
+            now, said = getattr(layer, "scaling", None), declared(path)
+            if now is not None and now != said:
+                problem = f"the factor is {now:g}, the config says {said:g}"
                 advice = "set lora_alpha in the config; a factor of the layer's own is not saved"
                 yield failure("double-scaling", f"{name}: {path}", problem, advice)
     for name, path, difference, size in layers_that_disagree(copy):

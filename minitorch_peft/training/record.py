@@ -85,21 +85,22 @@ class RunRecord:
                 "last bits from those of an uninterrupted run",
                 stacklevel=2,
             )
-        self._set_weights(checkpoint)
+        self._set_model(checkpoint)
         self.optimizer.load_state_dict(checkpoint.part("optimizer"))
-        if hasattr(self.model, "load_method_state"):
-            self.model.load_method_state(unpack(checkpoint.info["method"], checkpoint.arrays))
         return RunState(**checkpoint.info["state"])
 
-    def _set_weights(self, checkpoint: Checkpoint) -> None:
+    def _set_model(self, checkpoint: Checkpoint) -> None:
+        """The weights, and what their method knew beside them."""
         for name, array in checkpoint.part("model").items():
             self.parameters[name].data[...] = array
             self.parameters[name].version.count += 1
+        if hasattr(self.model, "load_method_state"):
+            self.model.load_method_state(unpack(checkpoint.info["method"], checkpoint.arrays))
 
     def restore_best(self, state: RunState) -> None:
-        """Put the weights of the best evaluation into the model."""
+        """Put the weights of the best evaluation into the model, and the method's state of then."""
         if state.best_step < state.step:
-            self._set_weights(read_checkpoint(self.folder.at(state.best_step)))
+            self._set_model(read_checkpoint(self.folder.at(state.best_step)))
 
     # -- going on --------------------------------------------------------------------------------------------
     def write(self, report: StepReport) -> None:

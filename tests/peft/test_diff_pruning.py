@@ -22,7 +22,7 @@ from minitorch_peft.peft.parameter.hard_concrete import (
     logistic,
     open_probability,
 )
-from minitorch_peft.training import TrainConfig, Trainer
+from minitorch_peft.training import TrainConfig, Trainer, evaluate
 
 SMALL = ["ln_1.**", "attn.q_proj.**"]
 CONFIGS = {
@@ -232,6 +232,16 @@ def test_resumed_before_and_after_the_mask_is_fixed_equals_uninterrupted(name, s
     assert whole.adapters["default"].fixed and resumed.adapters["default"].fixed
     assert all(np.array_equal(whole.state_dict()[n], a) for n, a in resumed.state_dict().items())
     assert all(np.array_equal(whole.method_state()[n], a) for n, a in resumed.method_state().items())
+
+
+def test_the_best_weights_come_back_with_the_mask_of_their_time(tmp_path):
+    """The best evaluation may be one before the mask was fixed: then the gates are back too."""
+    p = get_peft_model(gpt("gpt2"), dataclasses.replace(CONFIGS["structured"], sparsity=0.001))
+    batch = {"input_ids": IDS, "labels": IDS}
+    settings = TrainConfig(steps=8, lr=3e-2, out=tmp_path, eval_every=2, restore_best=True)
+    state = Trainer(p, lambda i: batch, settings, held_out=lambda: [batch]).run().state
+    assert state.best_step < 4 and not p.adapters["default"].fixed
+    assert evaluate(p, [batch]).loss == state.best_loss
 
 
 # -- files -------------------------------------------------------------------------------------------------------
