@@ -36,6 +36,8 @@ class Counting(np.ndarray):
 def einsum_flops(equation, *arrays):
     """2 Π sizes where no operand has all the letters (else it is a sum of elementwise products)."""
     terms = equation.split("->")[0].split(",")
+    if "..." in equation:
+        return 0  # of the same axes on both sides
     sizes = {letter: n for term, a in zip(terms, arrays, strict=True) for letter, n in zip(term, a.shape, strict=True)}
     product = len(terms) > 1 and all(len(set(term)) < len(sizes) for term in terms)
     return 2 * prod(sizes.values()) * (len(terms) - 1) if product else 0

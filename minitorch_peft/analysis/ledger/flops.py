@@ -204,7 +204,7 @@ ADDED_UP = frozenset({"Expand", "Index", "Embedding"})
 PER_ELEMENT = {
     "Exp": 4, "Log": 4, "Tanh": 6, "Sigmoid": 6, "Softplus": 8, "Silu": 7, "Swiglu": 8, "Gelu": 10, "GeluTanh": 10,
     "Softmax": 6, "LogSoftmax": 6, "CrossEntropy": 6, "LayerNorm": 8, "RmsNorm": 5, "Rotary": 3, "Dropout": 2,
-    "LSTM": 30, "Rescaled": 3, "Combine": 2, "HardConcrete": 16,
+    "LSTM": 30, "Rescaled": 3, "Combine": 2, "HardConcrete": 16, "Attended": 8,
 }  # fmt: skip
 """Operations for an element, of the larger of input and output; one where nothing is said."""
 
