@@ -88,13 +88,21 @@ def test_its_gradient_is_that_of_differences(scale):
     assert mp.gradcheck(run, tuple(leaves(H, Z, *DOWN, *UP, *s)))
 
 
-def test_in_float32_it_is_near_float64():
-    for name in NON_LINEARITIES:
-        wide = bottleneck(Tensor(H), Tensor(Z), *(tuple(map(Tensor, t)) for t in (DOWN, UP)), name, 4.0)
-        arrays = [Tensor(a.astype(np.float32)) for a in (H, Z, *DOWN, *UP)]
-        narrow = bottleneck(arrays[0], arrays[1], tuple(arrays[2:4]), tuple(arrays[4:]), name, 4.0)
-        assert narrow.dtype == np.float32
-        np.testing.assert_allclose(narrow.data, wide.data, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("frozen", [(), (2, 3, 4, 5)])
+@pytest.mark.parametrize("name", NON_LINEARITIES)
+def test_in_float32_it_is_near_float64(name, frozen):
+    """The float32 kernels, both ways, against the reference; and where one tensor is both h and z."""
+    for sequential in (False, True):
+        outcomes = []
+        for dtype in (np.float64, np.float32):
+            arrays = (a.astype(dtype) for a in (H, Z, *DOWN, *UP))
+            h, z, *p = leaves(*arrays, frozen=frozen)
+            y = bottleneck(z if sequential else h, z, tuple(p[:2]), tuple(p[2:]), name, 4.0)
+            assert y.dtype == dtype
+            y.backward(gradient=G.astype(dtype))
+            outcomes.append([y.data, *(t.grad for t in (h, z, *p) if t.grad is not None)])
+        for wide, narrow in zip(*outcomes, strict=True):
+            np.testing.assert_allclose(narrow, wide, rtol=2e-5, atol=2e-5)
 
 
 def test_only_what_backward_needs_is_kept():

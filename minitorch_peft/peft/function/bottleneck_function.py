@@ -39,29 +39,26 @@ NON_LINEARITIES: dict[str, type[Function]] = {
 class Bottleneck(Function):
     """y = h + s ⊙ (a W_upᵀ + b_up), a = f(u), u = z W_downᵀ + b_down; h and z (..., C), W_down (w, C), W_up (C, w).
 
-    ``h`` None: the change alone. ``scale`` (1,) or (C,) is a learned s; None: s is the constant. Kept are z, where
-    W_down trains, and the narrow u (..., w), from which a is made again. With G = dL/dy and P = Gᵀ a (C, w):
+    ``h`` None: the change alone or, with ``to_z``, added to z. ``scale`` (1,) or (C,) is a learned s; None: s is the
+    constant. Kept are z, where W_down trains, and the narrow u (..., w), from which a is made again. With G = dL/dy and
+    P = Gᵀ a (C, w):
 
         dh = G            dW_up = s ⊙ P      db_up = s ⊙ Σ G      ds = Σ_w P ⊙ W_up + b_up ⊙ Σ G, for each channel
-        du = ((s ⊙ G) W_up) f'(u)      dW_down = duᵀ z      db_down = Σ du      dz = du W_down
+        du = ((s ⊙ G) W_up) f'(u)      dW_down = duᵀ z      db_down = Σ du      dz = du W_down (+ G)
     """
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx: Any, h, z, W_down, b_down, W_up, b_up, scale, *, f: type[Function], s: float
+        ctx: Any, h, z, W_down, b_down, W_up, b_up, scale, *, f: type[Function], s: float, to_z: bool
     ) -> np.ndarray:
-        product = dispatch.get("matmul", z.dtype)
+        linear = dispatch.get("linear_forward", z.dtype)
         factor = np.full(1, s, z.dtype) if scale is None else scale
-        # BEGIN SOLUTION(task="5.1a")
-        u = product(z.reshape(-1, z.shape[-1]), W_down.T)
-        u += b_down
+        u = linear(z, W_down, b_down)
         a = f.forward(Context(f.__name__, (False,)), u)
-        y = product(a, (factor[:, None] * W_up).T).reshape(z.shape)
-        y += factor * b_up
-        if h is not None:
-            y += h
-        # END SOLUTION
-        ctx.f, ctx.learned = f, scale is not None
+        y = linear(a, factor[:, None] * W_up, factor * b_up)
+        if to_z or h is not None:
+            y += z if to_z else h
+        ctx.f, ctx.learned, ctx.to_z = f, scale is not None, to_z
         ctx.save_for_backward(z if ctx.needs_input_grad[2] else None, u, W_down, W_up, b_up, factor)
         return y
 
@@ -69,24 +66,27 @@ class Bottleneck(Function):
     def backward(ctx: Any, G: np.ndarray) -> tuple[np.ndarray | None, ...]:
         z, u, W_down, W_up, b_up, s = ctx.saved
         need_h, need_z, need_down, need_down_bias, *need_up = ctx.needs_input_grad
-        # BEGIN SOLUTION(task="5.2")
-        product, inner = dispatch.get("matmul", G.dtype), Context(ctx.f.__name__, (True,))
-        a, g = ctx.f.forward(inner, u), G.reshape(-1, G.shape[-1])
-        dz = dW_down = db_down = None
-        if need_z or need_down or need_down_bias:
-            du = ctx.f.backward(inner, product(g, s[:, None] * W_up))
-            dW_down = product(du.T, z.reshape(-1, z.shape[-1])) if need_down else None
-            db_down = du.sum(axis=0) if need_down_bias else None
-            dz = product(du, W_down).reshape(G.shape) if need_z else None
-        dW_up = db_up = ds = None
-        if any(need_up):
-            P, total = product(g.T, a), g.sum(axis=0)
+        below, above = need_z or need_down or need_down_bias, any(need_up)
+        backward, inner = dispatch.get("linear_backward", G.dtype), Context(ctx.f.__name__, (True,))
+        a = ctx.f.forward(inner, u)
+        da, P, total = backward(G, a, s[:, None] * W_up, (below, above, above))
+        dz = dW_down = db_down = dW_up = db_up = ds = None
+        if below:
+            du = ctx.f.backward(inner, da)
+            if z is None:
+                rows = du.reshape(-1, du.shape[-1])
+                dz = dispatch.get("matmul", G.dtype)(rows, W_down).reshape(G.shape) if need_z else None
+                db_down = rows.sum(axis=0) if need_down_bias else None
+            else:
+                dz, dW_down, db_down = backward(du, z, W_down, (need_z, need_down, need_down_bias))
+            if dz is not None and ctx.to_z:
+                dz += G
+        if above:
             dW_up, db_up = s[:, None] * P, s * total
             if ctx.learned:
                 channels = (P * W_up).sum(axis=1) + b_up * total
                 ds = channels if len(s) > 1 else channels.sum(keepdims=True)
         return G if need_h else None, dz, dW_down, db_down, dW_up, db_up, ds
-        # END SOLUTION
 
 
 def bottleneck(
@@ -102,4 +102,6 @@ def bottleneck(
     """
     learned = scaling if isinstance(scaling, Tensor) else None
     s = 1.0 if isinstance(scaling, Tensor) else scaling
-    return Bottleneck.apply(h, z, *down, *up, learned, f=NON_LINEARITIES[non_linearity], s=s)
+    to_z = h is z  # one gradient for both, then
+    f = NON_LINEARITIES[non_linearity]
+    return Bottleneck.apply(None if to_z else h, z, *down, *up, learned, f=f, s=s, to_z=to_z)
