@@ -159,6 +159,25 @@ def test_adapters_stand_where_the_papers_put_them(config, places):
     assert np.abs(logits(gpt("gpt2")) - expected).max() > 0.01
 
 
+def test_pfeiffer_s_adapter_where_adapterhub_puts_it():
+    """W_down reads the residual stream after the sum, and adds to it."""
+    config = SeqBnConfig(original_ln_before=True, leave_out=[0])
+    p = stirred(get_peft_model(gpt("gpt2"), config), scale=0.3)
+    (path,) = p.adapters["default"].wrappers
+    layer = p.adapters["default"].wrappers[path]
+    assert path == "blocks.1"
+    with no_grad():
+        x = Tensor(RNG.standard_normal((2, 3, 32)).astype(np.float32))
+        block = base_module(p.base_model, path)
+        after_attention = x + block.attn(block.ln_1(x), ForwardContext())
+        summed = after_attention + block.mlp(block.ln_2(after_attention), ForwardContext())
+        down, up = ((part.weight, part.bias) for part in (layer.adapter_down, layer.adapter_up))
+        expected = composed(summed, summed, down, up, "relu", 1.0)
+        np.testing.assert_allclose(layer(x, ForwardContext()).data, expected.data, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="original_ln_before is for the adapter after the feed-forward alone"):
+        SeqBnConfig(mh_adapter=True, original_ln_before=True)
+
+
 def test_widths_and_defaults():
     base = gpt("gpt2")  # C = 32
     assert [c().width(base) for c in (SeqBnConfig, DoubleSeqBnConfig, ParBnConfig)] == [2, 2, 16]

@@ -4,7 +4,7 @@
     parallel     h + s (W_up f(W_down x + b_down) + b_up)    W_down (w, C), W_up (C, w), f element by element
 
 The sub-layer is a block's attention or its feed-forward; x is its input, after the norm, and h its output before
-dropout and the residual sum. Three configs, by AdapterHub's names, with its defaults:
+dropout and the residual sum. Three configs, AdapterHub's but for their start and, of the first, the place (see below):
 
     SeqBnConfig         Pfeiffer et al. 2021    after the feed-forward                        relu    w = C / 16
     DoubleSeqBnConfig   Houlsby et al. 2019     after the attention, after the feed-forward   swish   w = C / 16
@@ -17,7 +17,8 @@ both W from N(0, 0.02²): near the base, not at it.
 
 Where exactly: all three read and add *before* the residual sum, which in AdapterHub is ``original_ln_before=False``.
 It is so there for Houlsby's and the parallel adapter. Its SeqBnConfig alone has True: on a model with the norm first
-its W_down reads h + the residual stream. Here SeqBnConfig reads h, as He et al. define Pfeiffer's adapter.
+W_down then reads the residual stream after the feed-forward's sum. Here that is a setting too; by default SeqBnConfig
+reads h, as He et al. define Pfeiffer's adapter.
 
 Adapters stack: in ``set_adapter(["dialect", "task"], train="task")`` the task's stands around the dialect's, which is
 frozen and may be another one tomorrow (MAD-X, Pfeiffer et al. 2020). The parallel ones all read the same x.
@@ -117,9 +118,20 @@ def check_positive(name: str, value: Any, other: str = "") -> None:
 
 @dataclass
 class SeqBnConfig(BnConfig):
-    """Pfeiffer's adapter: after the feed-forward."""
+    """Pfeiffer's adapter: after the feed-forward; with ``original_ln_before`` after its residual sum."""
 
     peft_type: ClassVar[str] = "SEQ_BN"
+
+    original_ln_before: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.original_ln_before and self.mh_adapter:
+            raise ValueError("original_ln_before is for the adapter after the feed-forward alone: leave out mh_adapter")
+
+    def paths(self, model: GPT) -> list[str]:
+        paths = super().paths(model)
+        return [path.removesuffix(".mlp") for path in paths] if self.original_ln_before else paths
 
 
 @dataclass
