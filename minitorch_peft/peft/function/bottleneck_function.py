@@ -53,11 +53,13 @@ class Bottleneck(Function):
     ) -> np.ndarray:
         linear = dispatch.get("linear_forward", z.dtype)
         factor = np.full(1, s, z.dtype) if scale is None else scale
+        # BEGIN SOLUTION(task="5.1a")
         u = linear(z, W_down, b_down)
         a = f.forward(Context(f.__name__, (False,)), u)
         y = linear(a, factor[:, None] * W_up, factor * b_up)
         if to_z or h is not None:
             y += z if to_z else h
+        # END SOLUTION
         ctx.f, ctx.learned, ctx.to_z = f, scale is not None, to_z
         ctx.save_for_backward(z if ctx.needs_input_grad[2] else None, u, W_down, W_up, b_up, factor)
         return y
@@ -69,6 +71,7 @@ class Bottleneck(Function):
         below, above = need_z or need_down or need_down_bias, any(need_up)
         backward, inner = dispatch.get("linear_backward", G.dtype), Context(ctx.f.__name__, (True,))
         a = ctx.f.forward(inner, u)
+        # BEGIN SOLUTION(task="5.2")
         da, P, total = backward(G, a, s[:, None] * W_up, (below, above, above))
         dz = dW_down = db_down = dW_up = db_up = ds = None
         if below:
@@ -87,6 +90,7 @@ class Bottleneck(Function):
                 channels = (P * W_up).sum(axis=1) + b_up * total
                 ds = channels if len(s) > 1 else channels.sum(keepdims=True)
         return G if need_h else None, dz, dW_down, db_down, dW_up, db_up, ds
+        # END SOLUTION
 
 
 def bottleneck(
