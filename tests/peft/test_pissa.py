@@ -42,9 +42,7 @@ def test_it_is_the_best_approximation_of_its_rank(out, n, r, s, seed, dtype):
 def test_a_weight_of_low_rank_is_refused():
     base = gpt("llama")
     base.blocks[1].attn.v_proj.weight.data[1:] = 0
-    with pytest.raises(
-        ValueError, match=r"cannot start at blocks.1.attn.v_proj: a weight of rank 1 has no 2 prin"
-    ):
+    with pytest.raises(ValueError, match=r"cannot start at blocks.1.attn.v_proj: a weight of rank 1 has no 2 prin"):
         get_peft_model(base, LoraConfig(r=2, **PISSA))
     get_peft_model(base, LoraConfig(r=1, **PISSA))
 
