@@ -102,6 +102,10 @@ class SequenceClassifier(Module):
         """What the model's hook says; None where it has none."""
         return getattr(self.model, hook)(*arguments) if hasattr(self.model, hook) else None
 
+    @property
+    def settled(self) -> bool:
+        return getattr(self.model, "settled", True)
+
     def penalty(self) -> Tensor | None:
         return self._hand_on("penalty")
 

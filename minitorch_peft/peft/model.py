@@ -133,6 +133,11 @@ class PeftModel(TrainingHooks, Module):
     def trained_adapters(self) -> list[Adapter]:
         return [self.adapters[name] for name in self._trained]
 
+    @property
+    def settled(self) -> bool:
+        """Have the adapters that train the form that they will end in? One that is yet to be pruned has not."""
+        return all(getattr(adapter, "settled", True) for adapter in self.trained_adapters())
+
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Inside, the base runs alone; afterwards the adapters that acted before act again."""

@@ -99,7 +99,7 @@ class RunRecord:
 
     def restore_best(self, state: RunState) -> None:
         """Put the weights of the best evaluation into the model, and the method's state of then."""
-        if state.best_step < state.step:
+        if state.best_loss is not None and state.best_step < state.step:
             self._set_model(read_checkpoint(self.folder.at(state.best_step)))
 
     # -- going on --------------------------------------------------------------------------------------------

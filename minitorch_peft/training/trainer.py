@@ -37,7 +37,8 @@ class Trainer:
         model: ``model(**batch, context=...)`` gives ``.loss`` (a mean over ``.num_targets`` labels). It
             may have the hooks of a method: ``penalty()``, ``param_groups()``, ``after_backward(step,
             total)``, ``after_step(step)``, ``method_state()`` with ``load_method_state(state)``; their
-            steps count from 0.
+            steps count from 0. As long as it says of itself that it is not ``settled`` (what it will be in the end
+            is still to be chosen: a mask), no evaluation counts as the best.
         batch: ``batch(i)`` gives the i-th batch, a dict of arrays, and must be a pure function of i,
             which is the data position: step s takes batches s·k to (s + 1)·k - 1, k being
             ``gradient_accumulation_steps``.
@@ -171,6 +172,8 @@ class Trainer:
         loss = evaluate(self.model, self.held_out()).loss
         if not math.isfinite(loss):
             raise self._failure(f"after step {state.step} the held-out loss is {loss}")
+        if not getattr(self.model, "settled", True):
+            return loss
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.best_step, state.evaluations_since_best = loss, state.step, 0
         else:

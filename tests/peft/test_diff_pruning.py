@@ -9,9 +9,10 @@ import pytest
 from peft_cases import IDS, gpt, logits, optimizer_of, snapshot, stirred, train
 
 import minitorch_peft as mp
+from minitorch_peft.models import SequenceClassifier
 from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import DiffPruningConfig, get_peft_model
-from minitorch_peft.peft.parameter.diff_pruning import largest
+from minitorch_peft.peft.parameter.diff_pruning import DiffPruning, largest
 from minitorch_peft.peft.parameter.difference import CERTAIN
 from minitorch_peft.peft.parameter.hard_concrete import (
     LEFT,
@@ -234,14 +235,26 @@ def test_resumed_before_and_after_the_mask_is_fixed_equals_uninterrupted(name, s
     assert all(np.array_equal(whole.method_state()[n], a) for n, a in resumed.method_state().items())
 
 
-def test_the_best_weights_come_back_with_the_mask_of_their_time(tmp_path):
-    """The best evaluation may be one before the mask was fixed: then the gates are back too."""
+@pytest.mark.parametrize("whenever", [False, True])
+def test_the_best_look_is_one_at_a_sparse_difference(whenever, tmp_path, monkeypatch):
+    """Before the mask is fixed the loss is lower and nothing is sparse. Were such a look the best, it would come back
+    with its gates."""
+    if whenever:
+        monkeypatch.setattr(DiffPruning, "settled", True)
     p = get_peft_model(gpt("gpt2"), dataclasses.replace(CONFIGS["structured"], sparsity=0.001))
     batch = {"input_ids": IDS, "labels": IDS}
     settings = TrainConfig(steps=8, lr=3e-2, out=tmp_path, eval_every=2, restore_best=True)
     state = Trainer(p, lambda i: batch, settings, held_out=lambda: [batch]).run().state
-    assert state.best_step < 4 and not p.adapters["default"].fixed
+    assert (state.best_step < 4) == whenever and p.adapters["default"].fixed == (not whenever)
     assert evaluate(p, [batch]).loss == state.best_loss
+
+
+def test_a_classifier_says_whether_its_adapter_is_settled():
+    p = adapted(CONFIGS["magnitude"])
+    classifier = SequenceClassifier(p, num_labels=2)
+    assert not classifier.settled and not p.settled
+    p.adapters["default"].fix_mask()
+    assert classifier.settled and p.settled and SequenceClassifier(gpt("gpt2"), num_labels=2).settled
 
 
 # -- files -------------------------------------------------------------------------------------------------------

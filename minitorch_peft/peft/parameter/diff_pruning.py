@@ -94,6 +94,11 @@ class DiffPruning(Adapter):
     def fixed(self) -> bool:
         return all(d.mask is not None for d in self.differences.values())
 
+    @property
+    def settled(self) -> bool:
+        """Only then is the difference sparse: no look before it is the best one of a run."""
+        return self.fixed
+
     # -- training --------------------------------------------------------------------------------------------
     def penalty(self) -> Tensor | None:
         """λ times the expected number of open places; None where no gate learns."""
