@@ -98,6 +98,7 @@ class Together(NamedTuple):
 def save_adapters(peft_model: PeftModel, names: Sequence[str], directory: Path, format: str | None) -> str:
     """Write several adapters, each into ``directory/<name>``; "peft" if all are in ``peft``'s format."""
     ordered = [name for name in peft_model.adapters if name in names]  # as they stand around each other
+    ordered.sort(key=lambda name: bool(method_of(peft_model.adapters[name].config).companions))  # after what they need
     used = {save_adapter(peft_model, name, directory / name, format) for name in ordered}
     active = [name for name in ordered if name in peft_model.active_adapters]
     write_json(directory / TOGETHER, {"adapters": ordered, "active": active or ordered})

@@ -10,7 +10,14 @@ from peft_cases import IDS, TIGHT, gpt, logits, snapshot, stirred
 import minitorch_peft as mp
 from minitorch_peft.formats.files import FileFormatError
 from minitorch_peft.models import Cache
-from minitorch_peft.peft import BitFitConfig, LoraConfig, PeftModel, get_peft_model
+from minitorch_peft.peft import (
+    AdapterFusionConfig,
+    BitFitConfig,
+    LoraConfig,
+    PeftModel,
+    SeqBnConfig,
+    get_peft_model,
+)
 from minitorch_peft.peft.adapter import Adapter
 
 
@@ -62,6 +69,24 @@ def test_moving_wrappers_loses_none():
         chain = p.base_model.blocks[1].attn
         assert sorted((chain.adapter.name, chain.base_layer.adapter.name)) == ["a", "b"]
     assert snapshot(p.unload()) == base
+
+
+def test_what_builds_on_others_is_loaded_after_them(tmp_path):
+    p = PeftModel(gpt("gpt2"))
+    for name in ("a", "b"):
+        p.add_adapter(name, SeqBnConfig(), seed=ord(name))
+        stirred(p, name)
+    p.add_adapter("fused", AdapterFusionConfig(adapters=["a", "b"]))
+    p.set_adapter("fused")
+    expected = logits(p)
+    p.set_adapter("a")  # the last to act stands last in the model's own order
+    p.set_adapter("fused")
+    p.set_adapter(["a"])
+    p.save_pretrained(tmp_path, ["a", "b", "fused"])
+    again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path)
+    assert again.active_adapters == ("a",)
+    again.set_adapter("fused")
+    np.testing.assert_array_equal(logits(again), expected)
 
 
 def test_of_several_those_act_after_loading_that_acted_before(tmp_path):
