@@ -2,6 +2,7 @@
 
 from minitorch_peft.peft import function as _function  # noqa: F401  (its methods register themselves)
 from minitorch_peft.peft import input as _input  # noqa: F401
+from minitorch_peft.peft.check import check_file
 from minitorch_peft.peft.classification import load_classifier, save_classifier
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.function import (
@@ -70,6 +71,7 @@ __all__ = [
     "RandomMaskConfig",
     "SeqBnConfig",
     "VeraConfig",
+    "check_file",
     "expert_load",
     "fusion_weights",
     "get_peft_model",
