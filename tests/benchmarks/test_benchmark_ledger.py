@@ -1,0 +1,43 @@
+"""The stored ledger of the wide model, and the command that makes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ledger
+
+STORED = Path(ledger.__file__).parent / "results" / "ledger.json"
+
+
+def test_the_stored_figures_say_what_the_lecture_says():
+    rows = {row["method"]: row for row in json.loads(STORED.read_text())["rows"]}
+    for name, row in rows.items():
+        for key, said in row["predicted"].items():
+            assert said == pytest.approx(row["measured"][key], rel=0.1), (name, key)
+        assert row["allocated"] == pytest.approx(row["predicted"]["peak"], rel=0.1), name
+    through = {name: row for name, row in rows.items() if name in ("lora", "bitfit", "prompt_tuning", "prefix_tuning")}
+    for row in through.values():
+        assert row["measured"]["optimizer"] < 0.1 * rows["full"]["measured"]["optimizer"]
+        assert row["measured"]["activations"] > 0.95 * rows["full"]["measured"]["activations"]
+        assert rows["ladder"]["measured"]["backward"] < 0.2 * row["measured"]["backward"]
+        assert rows["ladder"]["resident"] < 0.7 * row["resident"]
+
+
+def test_the_stored_prediction_is_still_that_of_the_code():
+    from minitorch_peft.analysis.ledger import ledger as predict
+    from minitorch_peft.peft import METHODS
+
+    (row,) = (row for row in json.loads(STORED.read_text())["rows"] if row["method"] == "lora")
+    now = predict(ledger.SHAPE, METHODS["lora"].config(), ledger.BATCH).totals()
+    assert now == pytest.approx(row["predicted"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_row_for_each_method(tmp_path, capsys):
+    ledger.main(["--method", "bitfit", "--results", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "ledger.json").read_text())["rows"]
+    assert row["predicted"]["peak"] == pytest.approx(row["allocated"], rel=0.1)
+    assert "bitfit" in capsys.readouterr().out
