@@ -123,6 +123,24 @@ class Adapter:
         """Arrays that do not train and that files hold beside the parameters: what is loaded is put into them."""
         return {}
 
+    def stored(self) -> dict[str, np.ndarray]:
+        """What a file of our own format holds."""
+        return {name: p.data for name, p in self.named_parameters().items()} | self.frozen()
+
+    def unpacked(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The parameters and frozen arrays of what :meth:`stored` gave; ValueError where it cannot be that."""
+        return stored
+
+    @property
+    def settled(self) -> bool:
+        """Has it the form that it will end in? One that is yet to be pruned has not."""
+        return True
+
+    @property
+    def resting(self) -> list[str]:
+        """The parameters, by name, that have done their work: no gradient is expected to reach them."""
+        return []
+
     def rows(self, context: ForwardContext | None) -> bool | np.ndarray:
         """Which rows run under this adapter: all (True), none (False), or bool (B,)."""
         if self.merged:

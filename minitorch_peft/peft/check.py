@@ -155,7 +155,7 @@ def gradient_findings(peft_model: PeftModel, found: Gradients) -> Iterator[Findi
 
 def without_gradient(adapter: Adapter) -> list[str]:
     """Its parameters that need none: of a merged one (see above), or those that have done their work."""
-    return list(adapter.named_parameters()) if adapter.merged else getattr(adapter, "resting", [])
+    return list(adapter.named_parameters()) if adapter.merged else adapter.resting
 
 
 def scaling_findings(peft_model: PeftModel, copy: PeftModel) -> Iterator[Finding]:

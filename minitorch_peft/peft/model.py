@@ -136,7 +136,7 @@ class PeftModel(TrainingHooks, Module):
     @property
     def settled(self) -> bool:
         """Have the adapters that train the form that they will end in? One that is yet to be pruned has not."""
-        return all(getattr(adapter, "settled", True) for adapter in self.trained_adapters())
+        return all(adapter.settled for adapter in self.trained_adapters())
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

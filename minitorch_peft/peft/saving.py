@@ -140,8 +140,7 @@ def to_peft(adapter: Adapter) -> AdapterFiles:
 
 
 def to_native(adapter: Adapter) -> AdapterFiles:
-    arrays = {name: p.data for name, p in adapter.named_parameters().items()} | adapter.frozen()
-    return AdapterFiles({MARKER: VERSION, **adapter.config.to_dict()}, arrays)
+    return AdapterFiles({MARKER: VERSION, **adapter.config.to_dict()}, adapter.stored())
 
 
 def load_adapter(peft_model: PeftModel, adapter_name: str, directory: str | Path) -> None:
@@ -232,6 +231,10 @@ def config_of(method: Method, settings: dict[str, Any], files: AdapterFiles) -> 
 
 def fill(adapter: Adapter, arrays: dict[str, np.ndarray], path: Path) -> None:
     """Put a file's arrays into the adapter's parameters and frozen arrays, all of them or none."""
+    try:
+        arrays = adapter.unpacked(arrays)
+    except ValueError as error:
+        raise FileFormatError(path, str(error), "it is damaged, or of another model") from error
     parameters = adapter.named_parameters()
     put({name: p.data for name, p in parameters.items()} | adapter.frozen(), arrays, path)
     for p in parameters.values():

@@ -9,9 +9,11 @@ import pytest
 from peft_cases import IDS, gpt, logits, optimizer_of, snapshot, stirred, train
 
 import minitorch_peft as mp
+from minitorch_peft.formats.files import FileFormatError, read_arrays, write_arrays
 from minitorch_peft.models import SequenceClassifier
 from minitorch_peft.nn import ForwardContext
-from minitorch_peft.peft import DiffPruningConfig, get_peft_model
+from minitorch_peft.peft import DiffPruningConfig, PeftModel, get_peft_model
+from minitorch_peft.peft.interop import WEIGHTS
 from minitorch_peft.peft.parameter.diff_pruning import DiffPruning, largest
 from minitorch_peft.peft.parameter.difference import CERTAIN
 from minitorch_peft.peft.parameter.hard_concrete import (
@@ -266,12 +268,42 @@ def test_a_fixed_mask_is_stored_as_places_and_values(config, tmp_path):
     stored = adapter.stored()
     kept = round(config.sparsity * sum(d.w.data.size for d in differences(p).values()))
     assert sum(array.nbytes for array in stored.values()) == 8 * kept
-    again = get_peft_model(gpt("gpt2"), config, seed=3)
-    again.adapters["default"].restore(stored)
+    p.save_pretrained(tmp_path)
+    file = read_arrays(tmp_path / WEIGHTS)
+    assert file.keys() == stored.keys() and all(np.array_equal(file[n], stored[n]) for n in stored)
+    again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path, is_trainable=True)
     assert all(np.array_equal(p.state_dict()[n], a) for n, a in again.state_dict().items())
-    np.testing.assert_array_equal(logits(again), logits(p))
+    np.testing.assert_array_equal(logits(again.eval()), logits(p))
     train(again, optimizer_of(again), range(7, 8))
     assert all((d.w.data != 0).sum() <= d.mask.sum() for d in differences(again).values())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda name, array: {}, "too much or too little"),
+        (lambda name, array: {name: array[:-1]}, "do not fit its"),
+        (lambda name, array: {name: array + 10**6}, "do not fit its"),
+        (lambda name, array: {name: array.astype(np.float32)}, "do not fit its"),
+    ],
+)
+def test_a_damaged_file_of_a_fixed_mask_changes_nothing(spoil, message, tmp_path):
+    p = adapted(CONFIGS["additive"])
+    train(p, optimizer_of(p, lr=3e-2), range(7))
+    p.save_pretrained(tmp_path)
+    arrays = read_arrays(tmp_path / WEIGHTS)
+    name = max((n for n in arrays if n.endswith(".places")), key=lambda n: len(arrays[n]))
+    write_arrays(tmp_path / WEIGHTS, spoiled(arrays, name, spoil))
+    base = gpt("gpt2")
+    before = snapshot(base)
+    with pytest.raises(FileFormatError, match=message):
+        PeftModel.from_pretrained(base, tmp_path)
+    assert snapshot(base) == before
+
+
+def spoiled(arrays, name, spoil):
+    others = {n: a for n, a in arrays.items() if n != name}
+    return others | spoil(name, arrays[name])
 
 
 @every_config
@@ -279,7 +311,7 @@ def test_a_file_of_a_fixed_mask_gives_the_same_logits(config, tmp_path):
     p = adapted(config)
     train(p, optimizer_of(p, lr=3e-2), range(7))
     p.save_pretrained(tmp_path)
-    again = mp.peft.PeftModel.from_pretrained(gpt("gpt2"), tmp_path)
+    again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path)
     np.testing.assert_array_equal(logits(again.eval()), logits(p))
 
 

@@ -19,7 +19,6 @@ in training the noise closes some gates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +29,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.inject import parameter_sizes, slot
+from minitorch_peft.peft.interop import some
 from minitorch_peft.peft.parameter.difference import CERTAIN, Difference
 from minitorch_peft.peft.patterns import Pattern, select
 from minitorch_peft.peft.registry import Method, register
@@ -151,9 +151,9 @@ class DiffPruning(Adapter):
 
     # -- files -----------------------------------------------------------------------------------------------
     def stored(self) -> dict[str, np.ndarray]:
-        """What a file must hold: all parameters, or of a fixed mask the places of what differs, and its values."""
+        """All parameters, or of a fixed mask the places of what differs, and its values: 8 bytes for each."""
         if not self.fixed:
-            return {name: p.data for name, p in self.named_parameters().items()}
+            return super().stored()
         found: dict[str, np.ndarray] = {}
         for path, mask in self.method_state().items():
             w = self.differences[path.removesuffix(".mask")].w
@@ -161,13 +161,25 @@ class DiffPruning(Adapter):
             found[f"{path}.values"] = w.data[mask]
         return found
 
-    def restore(self, stored: Mapping[str, np.ndarray]) -> None:
-        """Take back what :meth:`stored` gave of a fixed mask."""
+    def unpacked(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of places and values, the masks are fixed, and what else is in them is zero."""
+        packed = {name for path in self.differences for name in (f"{path}.mask.places", f"{path}.mask.values")}
+        if not packed & stored.keys():
+            return stored
+        if stored.keys() != packed:
+            raise ValueError(f"it holds {some(sorted(stored.keys() ^ packed))} too much or too little")
         for path, d in self.differences.items():
-            mask = np.zeros(d.w.data.size, bool)
-            mask[stored[f"{path}.mask.places"]] = True
+            places, values = stored[f"{path}.mask.places"], stored[f"{path}.mask.values"]
+            if places.shape != values.shape or places.dtype.kind not in "iu" or places.max(initial=0) >= d.w.data.size:
+                raise ValueError(f"the places of {path} do not fit its {d.w.data.size} entries")
+            if not np.can_cast(values.dtype, d.w.dtype):
+                raise ValueError(f"the values of {path} are {values.dtype}, the model is {d.w.dtype}")
+        for path, d in self.differences.items():
+            places, mask = stored[f"{path}.mask.places"], np.zeros(d.w.data.size, bool)
+            mask[places] = True
             d.fix(mask)
-            d.w.data.reshape(-1)[mask] = stored[f"{path}.mask.values"]
+            d.w.data.reshape(-1)[places] = stored[f"{path}.mask.values"]
+        return super().stored()
 
 
 def value_at(model: GPT, path: str) -> np.ndarray:
