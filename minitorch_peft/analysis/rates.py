@@ -1,7 +1,8 @@
 """Each method's learning rate, found by the same small search: no method loses for want of tuning.
 
-Every rate of one grid is tried with the method's first contender, on one seed, for half the steps; a training book that
-is set aside judges. What was tried is kept in a file each.
+Rates of one grid are tried with the method's first contender, on one seed, for half the steps; a training book that is
+set aside judges. The search starts in the middle and climbs as long as the next rate is better, up or else down. What
+was tried is kept in a file each.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from minitorch_peft.analysis.texts import Texts
 from minitorch_peft.data.tokenizer import Tokenizer
 
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+FIRST = 1e-2
 SEED = 0
 
 
@@ -38,17 +40,28 @@ class RateSearch:
         return self._texts
 
     def tried(self, contender: Contender, note: Callable[[str], None]) -> dict[float, float]:
-        """Rate to bits per byte; inf where it diverged."""
-        bits = {}
-        for lr in GRID:
-            one = replace(contender, lr=lr)
-            result = kept(
-                self.out / "rates" / entry_name(contender) / f"{lr:g}.json",
-                {**self.settings, "contender": one.to_dict(), "seed": SEED},
-                lambda one=one: self._try(one, note),  # type: ignore[misc]
-            )
-            bits[lr] = math.inf if result["bits_per_byte"] is None else result["bits_per_byte"]
-        return bits
+        """Rate to bits per byte, of the rates that the search came to; inf where it diverged."""
+        bits: dict[float, float] = {}
+
+        def of(place: int) -> float:
+            lr = GRID[place]
+            if lr not in bits:
+                bits[lr] = self._bits(replace(contender, lr=lr), note)
+            return bits[lr]
+
+        best = GRID.index(FIRST)
+        for direction in (1, -1):
+            while 0 <= best + direction < len(GRID) and of(best + direction) < of(best):
+                best += direction
+        return dict(sorted(bits.items()))
+
+    def _bits(self, contender: Contender, note: Callable[[str], None]) -> float:
+        result = kept(
+            self.out / "rates" / entry_name(contender) / f"{contender.lr:g}.json",
+            {**self.settings, "contender": contender.to_dict(), "seed": SEED},
+            lambda: self._try(contender, note),
+        )
+        return math.inf if result["bits_per_byte"] is None else result["bits_per_byte"]
 
     def _try(self, contender: Contender, note: Callable[[str], None]) -> dict[str, Any]:
         bits = validation_bits(self.plan, contender, SEED, self.texts)
@@ -69,7 +82,7 @@ class RateSearch:
             if not contender.lr and name not in tried:
                 tried[name] = self.tried(contender, note)
                 if all(map(math.isinf, tried[name].values())):
-                    raise ValueError(f"{contender.title} diverged at every rate: {', '.join(map(str, GRID))}")
+                    raise ValueError(f"{contender.title} diverged at {', '.join(map(str, tried[name]))}")
         found = {name: min(bits, key=lambda lr, bits=bits: bits[lr]) for name, bits in tried.items()}  # type: ignore[misc]
         return tuple(c if c.lr else replace(c, lr=found[entry_name(c)]) for c in contenders), tried
 

@@ -52,14 +52,20 @@ def test_the_best_rate_of_a_method_serves_all_its_budgets(tmp_path, monkeypatch)
     search = rates.RateSearch(Plan(steps=8), {"version": 1}, None, tmp_path)
     assert (search.plan.steps, search.plan.warmup) == (4, 5)
     chosen, tried = search.with_rates(field(["4k", "40k"], ["lora"]), lambda text: None)
-    assert [c.lr for c in chosen] == [0.01, 0.01] and set(calls) == {("lora-4k", lr) for lr in rates.GRID}
-    assert tried["lora"][0.3] == math.inf
+    assert [c.lr for c in chosen] == [0.01, 0.01] and set(calls) == {("lora-4k", lr) for lr in (3e-3, 1e-2, 3e-2)}
+    assert list(tried["lora"]) == [3e-3, 1e-2, 3e-2]
     again, _ = search.with_rates(field(["4k", "40k"], ["lora"]), lambda text: None)
-    assert again == chosen and len(calls) == len(rates.GRID)  # nothing was tried twice
+    assert again == chosen and len(calls) == 3  # nothing was tried twice
     given = Contender("lora-4k", "LoRA", "lora", 0.5, budget="4k")
     assert search.with_rates([given], lambda text: None) == ((given,), {})
+    monkeypatch.setattr(rates, "validation_bits", lambda plan, c, seed, texts: -math.log(c.lr))
+    upwards, tried = search.with_rates(field(["4k"], ["dora"]), lambda text: None)
+    assert upwards[0].lr == 1.0 and list(tried["dora"]) == [1e-2, 3e-2, 1e-1, 3e-1, 1.0]
+    monkeypatch.setattr(rates, "validation_bits", lambda plan, c, seed, texts: math.log(c.lr))
+    downwards, tried = search.with_rates(field(["4k"], ["ia3"]), lambda text: None)
+    assert downwards[0].lr == 1e-3 and list(tried["ia3"]) == [1e-3, 3e-3, 1e-2, 3e-2]
     monkeypatch.setattr(rates, "validation_bits", lambda *a: math.inf)
-    with pytest.raises(ValueError, match="BitFit diverged at every rate"):
+    with pytest.raises(ValueError, match=r"BitFit diverged at 0.003, 0.01, 0.03"):
         search.with_rates(field(["4k"], ["bitfit"]), lambda text: None)
 
 
