@@ -25,7 +25,7 @@ def graded(folder, assignment, *options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("id", "count"), [("a1", 3), ("a2", 3), ("a3", 2), ("a4", 2)])  # A3 trains, A4 compiles
+@pytest.mark.parametrize(("id", "count"), [("a1", 3), ("a2", 3), ("a3", 2), ("a4", 2), ("a5", 2)])  # A3 trains, A4 compiles
 def test_a_class_gets_the_scores_that_it_earned(tmp_path, id, count):
     assignment = load(id)
     expected = classroom.make_class(assignment, tmp_path / "in", count)

@@ -19,8 +19,8 @@ from minitorch_peft.course.teacher.proof import proofs_of
 ROOT = Path(__file__).parents[2]
 
 
-def test_there_are_four_assignments():
-    assert available()[:4] == ["a1", "a2", "a3", "a4"]
+def test_there_are_five_assignments():
+    assert available()[:5] == ["a1", "a2", "a3", "a4", "a5"]
 
 
 @pytest.fixture(params=available())
@@ -110,7 +110,7 @@ def test_an_unknown_assignment_or_task_is_named():
 
 
 # what a student runs with plain pytest
-test_a1, test_a2, test_a3 = map(plain.as_tests, ("a1", "a2", "a3"))
+test_a1, test_a2, test_a3, test_a5 = map(plain.as_tests, ("a1", "a2", "a3", "a5"))
 test_a4 = plain.as_tests("a4", tasks=("4.1", "4.2", "4.3", "4.4", "4.6"))
 COMPILED, INTERPRETED = "4.5", "4.7"
 

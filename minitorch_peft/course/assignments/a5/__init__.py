@@ -1,0 +1,1 @@
+"""Assignment A5: adapters, prompts, prefixes, BitFit, gates, and what they have in common."""
