@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -154,16 +154,21 @@ class Merger:
         for adapter in self.adapters:
             for path, reparam in adapter.reparametrized.items():
                 exact[path] = reparam.effective(exact.get(path, parameters[path].data.astype(np.float64)))
+        self._put(parameters, exact)
         layers = [(f"{path}.bias", layer) for adapter in self.adapters for path, layer in adapter.weights().items()]
+        biases = dict[str, np.ndarray]()
         for path, layer in layers:
             if path in parameters:
-                bias = exact.get(path, parameters[path].data.astype(np.float64))
+                bias = biases.get(path, parameters[path].data.astype(np.float64))
                 if (changed := layer.effective_bias(bias)) is not bias:
-                    exact[path] = changed
+                    biases[path] = changed
+        self._put(parameters, biases)
+
+    def _put(self, parameters: Mapping[str, Parameter], exact: Mapping[str, np.ndarray]) -> None:
         for path, array in exact.items():
             stored = array.astype(parameters[path].dtype)
             check_finite(stored, path)
-            self.parameters_before[path] = parameters[path].data
+            self.parameters_before.setdefault(path, parameters[path].data)
             put(parameters[path], stored)
             self.rounding = max(self.rounding, float(np.abs(stored - array).max(initial=0)))
 

@@ -15,7 +15,15 @@ from peft_cases import IDS, MASK, TIGHT, gpt, logits, optimizer_of, stirred, tra
 import minitorch_peft as mp
 from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.nn import Embedding, ForwardContext, Linear, Linear4bit, init
-from minitorch_peft.peft import FullConfig, LoraConfig, PeftModel, get_peft_model
+from minitorch_peft.peft import (
+    BitFitConfig,
+    FullConfig,
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    RandomMaskConfig,
+    get_peft_model,
+)
 from minitorch_peft.peft.dora_files import MAGNITUDE
 from minitorch_peft.peft.inject import base_module
 from minitorch_peft.peft.parameter.dora import DoraLayer, DoraNorm
@@ -234,6 +242,22 @@ def test_rows_of_dora_of_lora_and_of_none():
         np.testing.assert_allclose(mixed[row], logits(p)[row], **TIGHT)
     with p.disable_adapter():
         np.testing.assert_array_equal(logits(p, adapter_names=["__base__"] * 3), logits(p))
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [IA3Config(), BitFitConfig(), RandomMaskConfig(fraction=0.5, target_parameters=["v_proj.bias", "v_proj.weight"])],
+    ids=["ia3", "bitfit", "random_mask"],
+)
+@pytest.mark.parametrize("dora_first", [False, True])
+def test_merged_with_what_changes_the_bias_it_is_the_same_function(inner, dora_first):
+    """IA3 inside makes another bias: DoRA rescales its difference from the base's. The others change the base's."""
+    p = PeftModel(gpt("gpt2", np.float64))
+    for name, config in {"inner": inner, "dora": LoraConfig(r=2, **DORA)}.items():
+        p.add_adapter(name, config)
+        stirred(p, name)
+    p.set_adapter(["dora", "inner"] if dora_first else ["inner", "dora"])
+    assert p.merge_adapter().logit_difference < 1e-9
 
 
 # -- what is made once -----------------------------------------------------------------------------------------------

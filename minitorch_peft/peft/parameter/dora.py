@@ -116,9 +116,12 @@ class DoraLayer(LoraLayer):
         return known.norm
 
     def rescaled(self, v: Tensor) -> Tensor:
-        """m / n times ``v``, all but its bias."""
+        """m / n times ``v``, all but the base's bias."""
+        return Rescaled.apply(v, self.lora_magnitude_vector / self.norm(), self.base_bias())
+
+    def base_bias(self) -> Tensor | None:
         _, bias = self.base.packed_terms() or self.base.linear_terms() or (None, None)
-        return Rescaled.apply(v, self.lora_magnitude_vector / self.norm(), bias)
+        return bias
 
     def adapted(self, x: Tensor, context: ForwardContext | None) -> Tensor:
         return self.rescaled(super().adapted(x, context))
@@ -128,8 +131,19 @@ class DoraLayer(LoraLayer):
         return on_rows(rows, self.rescaled(y + self.delta(x, context)), y)
 
     def effective(self, weight: np.ndarray) -> np.ndarray:
-        n = np.linalg.norm(super().effective(self.base.dense_weight().astype(weight.dtype)), axis=1)
-        return (self.lora_magnitude_vector.data / n)[:, None] * super().effective(weight)
+        return self.factor(weight.dtype)[:, None] * super().effective(weight)
+
+    def effective_bias(self, bias: np.ndarray) -> np.ndarray:
+        """b + (m / n - 1)(b - b₀): what an adapter inside has made of the base's b₀ is rescaled as well."""
+        base = self.base_bias()
+        if base is None or np.array_equal(bias, base.data):
+            return bias
+        return bias + (self.factor(bias.dtype) - 1) * (bias - base.data)
+
+    def factor(self, dtype: np.dtype) -> np.ndarray:
+        """m / n (out,)."""
+        n = np.linalg.norm(super().effective(self.base.dense_weight().astype(dtype)), axis=1)
+        return self.lora_magnitude_vector.data / n
 
 
 class Dora(Lora):
