@@ -61,8 +61,8 @@ BLOCKS = range(4)
 
 # %%
 tokenizer = Tokenizer.shipped()
-held_out = {name: pack_split(name, "held_out", tokenizer) for name in ("web", "wyc")}
-texts = Texts(pack_split("wyc", "train", tokenizer), held_out, batch_size=4, length=128)
+train_text, held_out = (pack_split("wyc", split, tokenizer) for split in ("train", "held_out"))
+texts = Texts(train_text, {"wyc": held_out}, batch_size=4, length=128)
 base = GPT.from_pretrained("tiny")
 weights = {name: p.data.copy() for name, p in base.named_parameters()}
 untouched = texts.bits_per_byte(base, "wyc", limit=32)
@@ -182,11 +182,11 @@ assert bits["BitFit"] < bits["random mask"], "the biases do better than as many 
 assert all(np.array_equal(biased[path], weights[path]) for path in weights if not path.endswith(".bias"))
 
 # %% [markdown]
-# The picture below shows by how much each bias changed (the root of the mean square), by kind and block. The paper
-# finds that the key's bias hardly matters, and that of the query and of the MLP's first layer most. For the key there
-# is a proof: $q \cdot (k_j + b) = q \cdot k_j + q \cdot b$ adds the same to the score of every position $j$, and
-# softmax takes that out again. Its gradient is zero but for rounding. Adam divides by the gradient's own size, so it
-# turns even rounding into steps: that the key's bias moves does not mean that it does anything.
+# The picture below shows by how much each bias changed (the root of the mean square), by kind and block. As in the
+# paper, the query's bias and that of the MLP's first layer change most, and the key's hardly at all. For the key
+# there is a proof: $q \cdot (k_j + b) = q \cdot k_j + q \cdot b$ adds the same to the score of every position $j$,
+# and softmax takes that out again. So its gradient is zero but for rounding. (Adam divides by the gradient's own size
+# and makes small steps even of rounding: that is the little that is seen. Put back, nothing is lost.)
 
 # %%
 exact = get_peft_model(GPT.from_pretrained("tiny").astype(np.float64), BitFitConfig())
@@ -204,7 +204,9 @@ no_keys = {path: weights[path] if path.endswith("k_proj.bias") else array for pa
 model = GPT.from_pretrained("tiny")
 for path, p in model.named_parameters():
     p.data[...] = no_keys[path]
-assert abs(texts.bits_per_byte(model, "wyc", limit=32) - bits["BitFit"]) < 1e-4, "put back, nothing is lost"
+assert abs(texts.bits_per_byte(model, "wyc", limit=32) - bits["BitFit"]) < 1e-4, (
+    "without the keys' changes it is as good"
+)
 
 kinds = ["ln_1", *(f"attn.{kind}" for kind in LINEAR[:4]), "ln_2", *(f"mlp.{kind}" for kind in LINEAR[4:])]
 
@@ -215,6 +217,8 @@ def rms(path):
 
 heat = np.array([[rms(f"blocks.{block}.{kind}.bias") for block in BLOCKS] for kind in kinds])
 fig, ax = plt.subplots(figsize=(6, 4))
+by_size = sorted(kinds, key=lambda kind: -heat[kinds.index(kind)].mean())
+assert set(by_size[:2]) == {"attn.q_proj", "mlp.up_proj"} and by_size[-1] == "attn.k_proj"
 image = ax.imshow(heat, cmap="viridis", aspect="auto")
 for (row, column), value in np.ndenumerate(heat):
     ax.text(
@@ -277,7 +281,9 @@ assert sizes["DoRA"] - sizes["LoRA"] == 4 * (5 * 128 + 512), "one more number fo
 
 # %% [markdown]
 # The paper looks at every layer in a plane: how much the lengths of the rows changed, and how much their directions
-# (one minus the cosine). Full fine-tuning and LoRA lie differently there, and DoRA is meant to be freer than LoRA.
+# (one minus the cosine). With LoRA it finds the two tied together, a large change of one with a large change of the
+# other; full fine-tuning and DoRA can do much of one and little of the other. After twenty steps on a tiny model that
+# is hardly to be seen: they go together with all three, closest with LoRA and least with DoRA.
 
 
 # %%
@@ -295,14 +301,16 @@ def lengths_and_directions(name):
 
 fig, ax = plt.subplots(figsize=(6, 3.6))
 planes = {name: lengths_and_directions(name) for name in ("full", "LoRA", "DoRA")}
+tied = {}
 for (name, (length, direction)), marker in zip(planes.items(), "osx", strict=True):
-    slope = np.corrcoef(np.log(length), np.log(direction))[0, 1]
-    ax.loglog(direction, length, marker, label=f"{name} (correlation {slope:+.2f})", alpha=0.8)
+    tie = tied[name] = np.corrcoef(np.log(length), np.log(direction))[0, 1]
+    ax.loglog(direction, length, marker, label=f"{name} (correlation of the logarithms {tie:.2f})", alpha=0.8)
 ax.set(xlabel="change of direction (1 - cosine)", ylabel="relative change of length",
        title="Each of the 24 layers: lengths and directions")  # fmt: skip
 ax.legend(fontsize=8)
 plt.tight_layout()
 plt.show()
+assert tied["LoRA"] > tied["full"] > tied["DoRA"] > 0.8
 
 # %% [markdown]
 # ## PiSSA: start from the principal part
@@ -357,13 +365,21 @@ for group in plus.param_groups():
 fig, ax = plt.subplots(figsize=(6.4, 3.6))
 for name in ("LoRA", "DoRA", "LoRA+", "PiSSA"):
     ax.plot(range(1, 21), losses[name], label=f"{name}: {bits[name]:.2f} bits per byte at the end")
-ax.set(xlabel="step", ylabel="loss (nats per token)", title="Four ways to train a change of rank 8")
+ax.set(xticks=range(2, 21, 2), xlabel="step", ylabel="loss (nats per token)", title="Four ways to train LoRA's factors")
 ax.legend(fontsize=8)
 plt.tight_layout()
 plt.show()
-early = {name: np.mean(losses[name][:8]) for name in ("LoRA", "LoRA+", "PiSSA")}
-print({name: f"{value:.2f}" for name, value in early.items()}, "mean loss of the first 8 steps")
-assert early["PiSSA"] < early["LoRA"] - 0.2 and early["LoRA+"] < early["LoRA"] - 0.1, "both start faster"
+early = {name: np.mean(losses[name][1:3]) for name in ("LoRA", "LoRA+", "PiSSA")}
+print({name: f"{value:.2f}" for name, value in early.items()}, "mean loss of steps 2 and 3")
+assert early["PiSSA"] < early["LoRA+"] - 0.1 < early["LoRA"] - 0.3, "both start faster"
+assert (
+    abs(bits["LoRA"] - bits["DoRA"]) < 0.05 and abs(bits["LoRA"] - bits["PiSSA"]) < 0.05 < bits["LoRA+"] - bits["PiSSA"]
+)
+
+# %% [markdown]
+# Both start faster than LoRA: PiSSA since both factors learn at once, LoRA+ since $B$, which starts at zero, grows
+# faster. (The peaks come when the rate has risen to its highest, which is near what each can bear.) In the end LoRA,
+# DoRA and PiSSA are level, and LoRA+ is not ahead: a width of 128 is not what it was made for.
 
 # %% [markdown]
 # ## VeRA: only two vectors
@@ -443,9 +459,14 @@ plt.show()
 final = dict(zip(layers, ranks[:, -1].tolist(), strict=True))
 print("the most:", sorted(final.items(), key=lambda item: -item[1])[:4])
 print("the fewest:", sorted(final.items(), key=lambda item: item[1])[:4])
-assert ranks[:, -1].min() <= 1 and ranks[:, -1].max() >= 6, "the ranks are spent unevenly"
+by_kind = {kind: sum(left for path, left in final.items() if path.endswith(kind)) for kind in LINEAR}
+print("in all four blocks:", by_kind)
+assert max(by_kind["q_proj"], by_kind["k_proj"]) <= 2 and min(by_kind[kind] for kind in LINEAR[2:]) >= 12
 
 # %% [markdown]
+# Queries and keys lose nearly all of their ranks, values, outputs and the MLP share them: to speak another English,
+# what is said must change, and where to look need not.
+#
 # ## Diff pruning: learn where to differ
 # LoRA's change is small because its rank is. Diff pruning (Guo et al. 2021) wants a change that is *zero* almost
 # everywhere, and learns the places: $\theta' = \theta + z \circ w$, where each $z_i \in [0, 1]$ is a gate. Whether a
@@ -478,73 +499,76 @@ assert gradients_hold(DiffPruningConfig(target_parameters=["ln_1.**", "v_proj.*"
 
 # %% [markdown]
 # Gates make training *larger*, not smaller: $w$ and $a$ are each as large as the model. The gain comes at the end.
-# After a part of the steps the mask is fixed: the entries with the largest $|z \circ w|$ stay (here 5 %), all others
-# are zero for good, and only they train on. What a task stores is their places and values. Three variants:
+# After a part of the steps the mask is fixed: the entries with the largest $|z \circ w|$ stay (here 5 % of the
+# attention's), all others are zero for good, and only they train on. What a task stores is their places and values.
+# Three variants:
 #
 # - *additive*, as above;
 # - *magnitude*: no gates, $w$ is pruned by $|w|$ alone;
 # - *masked*: $\theta' = z \circ \theta + z \circ w$, so that the model itself becomes sparse,
-#   $\theta \circ b + \varphi$. Here half of the weights stay: to keep 5 % of a model's weights would destroy it.
+#   $\theta \circ b + \varphi$. Here half of the weights stay: to keep 5 % of the weights would destroy the model.
 
 # %%
 FIX = 10
+SPARSE = {"target_parameters": ["attn.**"], "fixmask_after": FIX / 20, "l0_penalty": 1e-4, "alpha_lr": 1.0}
 opened = {}
 
 
 def watch_gates(adapter, step):
     if step == FIX - 1:
         alphas = [p.data.ravel() for name, p in adapter.named_parameters().items() if name.endswith(".alpha")]
-        opened["values"] = 1 / (1 + np.exp(-np.concatenate(alphas)))
+        opened["share"] = 1 / (1 + np.exp(-np.concatenate(alphas)))
 
 
-variants, files = {}, {}
+files = {}
 for variant, sparsity in (("additive", 0.05), ("magnitude", 0.05), ("masked", 0.5)):
-    config = DiffPruningConfig(
-        variant=variant, sparsity=sparsity, fixmask_after=FIX / 20, alpha_lr=0.5, l0_penalty=1e-6
-    )
+    config = DiffPruningConfig(variant=variant, sparsity=sparsity, **SPARSE)
     watch = watch_gates if variant == "additive" else None
-    model = variants[variant] = adapt(f"diff pruning, {variant}", config, lr=3e-3, watch=watch)
+    model = adapt(f"diff pruning, {variant}", config, lr=1e-2, watch=watch)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         files[variant] = (Path(folder) / "adapter_model.safetensors").stat().st_size
     tuned[variant] = merged(model)
-places = sum(a.size for path, a in weights.items() if path.startswith("blocks."))
+places = sum(a.size for path, a in weights.items() if ".attn." in path)
 for variant in ("additive", "magnitude"):
     differing = sum(int((tuned[variant][path] != weights[path]).sum()) for path in weights)
     print(f"{variant}: {differing:,} of {places:,} entries differ, {files[variant]:,} bytes stored")
     assert 0.99 * round(0.05 * places) < differing <= round(0.05 * places)
-    assert 8 * differing < files[variant] < 9 * 0.05 * places, "a place and a value, four bytes each"
-zeros = sum(int((tuned["masked"][path] == 0).sum()) for path in weights if path.startswith("blocks."))
+    assert 8 * differing < files[variant] < 10 * differing, "a place and a value, four bytes each"
+zeros = sum(int((tuned["masked"][path] == 0).sum()) for path in weights if ".attn." in path)
 print(f"masked: {zeros:,} of {places:,} weights of the result are zero")
 assert abs(zeros / places - 0.5) < 0.01
-whole = 4 * sum(a.size for a in weights.values())
-print(
-    f"a file of 5 % is {files['additive'] / whole:.0%} of the model's {whole:,} bytes: a place costs as much as a value"
-)
+print(f"{files['additive'] / differing:.1f} bytes for each entry that differs: a place costs as much as a value")
 
-control = adapt("random mask of 5 %", RandomMaskConfig(fraction=0.05, target_parameters=["blocks.**"]), lr=0.03)
-assert bits["random mask of 5 %"] < bits["diff pruning, additive"]
+adapt("random mask of 5 %", RandomMaskConfig(fraction=0.05, target_parameters=["attn.**"]), lr=0.06)
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-left.hist(opened["values"], bins=60, weights=np.full(places, 1 / places))
-left.set(xlabel="P(z > 0)", ylabel="share of gates", title=f"The gates after {FIX - 1} steps (all began at 0.993)")
+left.hist(opened["share"], bins=60, weights=np.full(places, 1 / places))
+left.set(xlabel="P(z > 0)", ylabel="share of gates", title=f"The gates after {FIX - 1} steps (all began at 99 %)")
 for name in ("diff pruning, additive", "diff pruning, magnitude", "diff pruning, masked", "random mask of 5 %"):
     right.plot(range(1, 21), losses[name], label=f"{name}: {bits[name]:.2f}")
 right.axvline(FIX + 0.5, color="grey", linestyle=":")
-right.set(xlabel="step", ylabel="loss (nats per token)", title="The mask is fixed at the dotted line")
+right.set(
+    xticks=range(2, 21, 2), xlabel="step", ylabel="loss (nats per token)", title="The mask is fixed at the dotted line"
+)
 right.legend(fontsize=8, title="bits per byte at the end", title_fontsize=8)
 plt.tight_layout()
 plt.show()
-for variant in ("additive", "magnitude"):
-    name = f"diff pruning, {variant}"
-    assert losses[name][FIX] > losses[name][FIX - 1] + 0.5, "to fix the mask costs what the other entries had learned"
+jump = {v: losses[f"diff pruning, {v}"][FIX] - losses[f"diff pruning, {v}"][FIX - 1] for v in ("additive", "magnitude")}
+assert (
+    0 < jump["additive"] < jump["magnitude"] - 0.3
+    and bits["diff pruning, additive"] < bits["diff pruning, magnitude"] - 0.2
+)
+assert np.median(opened["share"]) < 0.5 and (opened["share"] > 0.9).mean() > 0.05
+assert abs(bits["diff pruning, additive"] - bits["random mask of 5 %"]) < 0.06
 
 # %% [markdown]
-# Here the search does not pay: places drawn at random do better. Half of the twenty steps went into finding
-# places, and Adam moves every entry by about the same amount at first, so that the size of $w$ says little yet. The
-# paper trains for thousands of steps. The masked variant, which throws half of the weights away, is the better
-# model of the three, since it may change all of the rest.
+# The penalty has shut most gates more often than not, and the loss holds some of them open: those that count. Without
+# gates, Adam moves every entry by about the same amount at first, so that $|w|$ says little, and cutting 95 % of it
+# costs most of what was learned. With gates the model has been used to many of them being shut. But twenty steps are
+# few to find places in (the paper takes thousands): a mask drawn at random, which trains its places from the first
+# step on, does as well here.
 #
 # ## All of them, side by side
 # First the spectrum of every $\Delta W$ of the values' projection and of the MLP's first layer: the rank is written
@@ -583,12 +607,14 @@ assert all(rank_of("AdaLoRA", block, "up_proj") == final[f"blocks.{block}.mlp.up
 assert min(rank_of("DoRA", block, "up_proj") for block in BLOCKS) > 100
 
 # %%
+order = sorted(bits, key=lambda name: -sizes[name])
 fig, ax = plt.subplots(figsize=(8, 4.4))
-for name in bits:
-    ax.semilogx(sizes[name], bits[name], "o")
-    ax.annotate(name, (sizes[name], bits[name]), textcoords="offset points", xytext=(6, 3), fontsize=8)
-ax.set(xlabel="parameters that train", ylabel="bits per byte, held out", xlim=(3e3, 1e7),
-       title=f"20 steps from {untouched:.2f} bits per byte")  # fmt: skip
+bars = ax.barh([f"{name} ({sizes[name]:,})" for name in order], [bits[name] for name in order], color="tab:blue")
+ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+ax.axvline(untouched, color="grey", linestyle="--", label="untouched")
+ax.invert_yaxis()
+ax.set(xlim=(2.4, 4.2), xlabel="bits per byte, held out (lower is better)", title="20 steps (in brackets: what trains)")
+ax.legend(loc="lower right")
 plt.tight_layout()
 plt.show()
 assert min(bits.values()) == bits["full"]
