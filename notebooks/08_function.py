@@ -234,7 +234,7 @@ assert bits["scaled parallel"] < min(bits["Houlsby"], bits["Pfeiffer"]), "as He 
 fresh = get_peft_model(GPT.from_pretrained("tiny"), SeqBnConfig())
 assert np.array_equal(fresh(ids).logits.data, base(ids).logits.data)
 
-spreads = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+spreads = (0.01, 0.1, 0.3, 1.0)
 started, ended = [], []
 for spread in spreads:
     model = get_peft_model(GPT.from_pretrained("tiny"), SeqBnConfig(bottleneck_size=16))
@@ -254,7 +254,7 @@ ax.legend()
 plt.tight_layout()
 plt.show()
 assert ended[-1] > ended[0] + 0.2 and started[-1] > started[0] + 0.3
-assert max(ended[:3]) - min(ended[:3]) < 0.1, "below 0.03 it does not matter"
+assert abs(ended[1] - ended[0]) < 0.1, "below 0.1 it does not matter"
 
 # %% [markdown]
 # ## MAM: mix and match
