@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peft_cases import IDS, gpt, logits, optimizer_of, snapshot, stirred, train
 
 import minitorch_peft as mp
-from minitorch_peft.formats.files import FileFormatError, read_arrays, read_json
+from minitorch_peft.formats.files import FileFormatError, read_arrays, read_json, write_arrays
 from minitorch_peft.optim import AdamW
 from minitorch_peft.peft import AdaLoraConfig, PeftModel, get_peft_model
 from minitorch_peft.peft.parameter.adalora import NonOrthonormality
@@ -242,6 +242,31 @@ def test_a_schedule_that_the_run_has_no_room_for_is_refused_at_its_first_step():
         adapted().after_step(0)
 
 
+@pytest.mark.parametrize("tfinal", [0, 4])
+def test_the_best_look_of_a_run_is_one_within_the_budget(tfinal, tmp_path):
+    """At a rate that spoils more and more, the first look is the best one: but there all ranks are left."""
+    p = adapted(tfinal=tfinal)
+    assert not p.settled
+    looks = []
+    run(
+        p, batch, TrainConfig(steps=12, lr=1.0, eval_every=1, restore_best=True, out=tmp_path),
+        held_out=lambda: [batch(99)], progress=lambda report: looks.append(report.held_out),
+    )  # fmt: skip
+    assert np.argmin(looks) < 11 - tfinal
+    assert p.settled and sum(ranks(p).values()) == 12
+    assert sum((w.lora_E.data != 0).sum() for w in p.adapters["default"].wrappers.values()) <= 12
+    assert adapted(init_r=3, target_r=3).settled  # there is nothing to choose
+
+
+def test_a_training_that_ends_before_the_last_choice_is_refused():
+    with pytest.raises(ValueError, match="total_step=1000: the last ranks are lost after step 999, and this training "):
+        run(adapted(total_step=1000), batch, TrainConfig(steps=10))
+    run(adapted(total_step=1000, init_r=3, target_r=3), batch, TrainConfig(steps=1))  # there is nothing to choose
+    p = adapted(total_step=12, tfinal=3)
+    run(p, batch, TrainConfig(steps=10))
+    assert sum(ranks(p).values()) == 12
+
+
 # -- files ---------------------------------------------------------------------------------------------------------
 def lost_ranks(family, **options):
     """A trained adapter that has lost ranks, all of one target's among them."""
@@ -274,6 +299,36 @@ def test_peft_s_file_has_the_ranks_that_are_left_and_gives_the_same_outputs(fami
     assert theirs.rank_pattern == {path: mask.tolist() for path, mask in kept.items() if not mask.all()}
     again.merge_adapter()  # a target without a rank is no obstacle
     np.testing.assert_allclose(logits(again), logits(p), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_our_own_file_has_the_ranks_that_are_left_and_these_train_alone(family, tmp_path):
+    p = lost_ranks(family)
+    p.save_pretrained(tmp_path / "a", format="native")
+    again = PeftModel.from_pretrained(gpt(family), tmp_path / "a", is_trainable=True)
+    before = ranks(again)
+    assert before == ranks(p) and 0 in before.values()
+    np.testing.assert_allclose(logits(again), logits(p), rtol=1e-6, atol=1e-6)
+    p.save_pretrained(tmp_path / "peft")
+    theirs = PeftModel.from_pretrained(gpt(family), tmp_path / "peft").adapters["default"]
+    assert theirs.config.rank_pattern == again.adapters["default"].config.rank_pattern
+    train(again, optimizer_of(again), range(10))
+    assert ranks(again) == before
+    again.save_pretrained(tmp_path / "b", format="native")
+    last = PeftModel.from_pretrained(gpt(family), tmp_path / "b")
+    assert last.adapters["default"].config == again.adapters["default"].config and ranks(last) == before
+    np.testing.assert_array_equal(logits(last), logits(again))
+
+
+def test_our_own_file_that_says_otherwise_which_ranks_are_left_is_refused(tmp_path):
+    lost_ranks("llama").save_pretrained(tmp_path, format="native")
+    path = tmp_path / "adapter_model.safetensors"
+    arrays = read_arrays(path)
+    name = next(name for name in arrays if name.endswith("kept"))
+    for bad in (arrays[name][:3], arrays[name].astype(np.float32)):
+        write_arrays(path, arrays | {name: bad})
+        with pytest.raises(FileFormatError, match=r"q_proj.kept is .*, expected uint8 \(4,\)"):
+            PeftModel.from_pretrained(gpt("llama"), tmp_path)
 
 
 def test_the_file_of_a_fused_module_in_numbers(tmp_path):

@@ -3,9 +3,11 @@
     y = x Wᵀ + b + s (x (A ⊙ E)ᵀ) Bᵀ,   A (r, in), E (r, 1), B (out, r),   s = alpha / (init_r + 1e-5)
 
 A and B are the paper's Q and P, E its Λ. E starts at zero, so the adapted model starts as the base; A and B are
-N(0, 0.02²) and kept near orthonormal by a penalty (eq. 4). During training ``RankAllocator`` sets the E of the least
-important ranks to zero, until ``target_r`` remain on average; the trainer calls it. s stays that of ``init_r``, as in
-``peft``. Parameters: r (in + out + 1) for each layer, r = init_r. Targets by default: the query and value projections.
+N(0, 0.02²) and kept near orthonormal by a penalty, the mean of ‖P Pᵀ - I‖_F over all A and Bᵀ, as in ``peft`` (the
+paper's eq. 4 sums the squares). During training ``RankAllocator`` sets the E of the least important ranks to zero,
+until ``target_r`` remain on average; the trainer calls it. s stays that of ``init_r``, as in ``peft``. A file holds the
+ranks that are left. Parameters: r (in + out + 1) for each layer, r = init_r. Targets by default: the query and value
+projections.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.parameter.adalora_budget import RankAllocator, check_schedule
-from minitorch_peft.peft.parameter.adalora_files import AdaLoraFiles
+from minitorch_peft.peft.parameter.adalora_files import AdaLoraFiles, among_first, ranks_left
 from minitorch_peft.peft.parameter.lora import LoraLinear
 from minitorch_peft.peft.patterns import Pattern, target_leaves
 from minitorch_peft.peft.registry import Method, register
@@ -137,6 +139,12 @@ class AdaLoraLayer(Reparam):
         low = F.linear(self.dropout(x, context), self.lora_A * self.lora_E)
         return F.linear(low, self.lora_B) * self.scaling
 
+    def leave(self, kept: np.ndarray) -> None:
+        """Drop all ranks but these, bool (r,)."""
+        for p, of_ranks in ((self.lora_A, kept), (self.lora_E, kept), (self.lora_B, (slice(None), kept))):
+            p.data = np.ascontiguousarray(p.data[of_ranks])
+            p.version.count += 1
+
     def effective(self, weight: np.ndarray) -> np.ndarray:
         A, E, B = (p.data.astype(weight.dtype) for p in (self.lora_A, self.lora_E, self.lora_B))
         return weight + self.scaling * (B @ (A * E))
@@ -166,6 +174,11 @@ class AdaLora(Adapter):
         """How many ranks each target has left: of the last choice. Take it after every step to plot them over time."""
         return {path: int(kept.sum()) for path, kept in self.allocator.kept.items()}
 
+    @property
+    def settled(self) -> bool:
+        """Only with the last choice is the budget kept to: no look before it is the best one of a run."""
+        return self.allocator.settled
+
     def penalty(self) -> Tensor | None:
         """``orth_reg_weight`` times the mean of ‖P Pᵀ - I‖_F over all A and B (Bᵀ's rows)."""
         if not self.config.orth_reg_weight:
@@ -185,6 +198,35 @@ class AdaLora(Adapter):
 
     def load_method_state(self, state: dict[str, np.ndarray]) -> None:
         self.allocator.load_state(state)
+
+    # -- files -----------------------------------------------------------------------------------------------
+    def stored(self) -> dict[str, np.ndarray]:
+        """The parameters of the ranks that are left; where some are lost, ``kept``, uint8 (r,), says which are not."""
+        found = super().stored()
+        for path in self.wrappers:
+            if not (kept := ranks_left(self, path)).all():
+                for name in ("lora_A", "lora_E"):
+                    found[f"{path}.{name}"] = found[f"{path}.{name}"][kept]
+                found[f"{path}.lora_B"] = found[f"{path}.lora_B"][:, kept]
+                found[f"{path}.kept"] = kept.astype(np.uint8)
+        return found
+
+    def unpacked(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a file has lost is gone from the layers, and from the config's ``rank_pattern``: it trains no more."""
+        masks = {path: stored[f"{path}.kept"] for path in self.wrappers if f"{path}.kept" in stored}
+        if not masks:
+            return stored
+        for path, mask in masks.items():
+            if mask.dtype != np.uint8 or mask.shape != (self.config.rank(path),):
+                expected = f"uint8 ({self.config.rank(path)},)"
+                raise ValueError(f"{path}.kept is {mask.dtype} {mask.shape}, expected {expected}")
+        patterns = dict(self.config.rank_pattern or {})
+        for path, mask in masks.items():
+            patterns[path] = among_first(self.config, path, mask.astype(bool))
+            self.wrappers[path].leave(mask.astype(bool))
+        self.config.rank_pattern = patterns
+        self.allocator = RankAllocator(self.config, self.wrappers)
+        return {name: array for name, array in stored.items() if not name.endswith(".kept")}
 
 
 def adalora_count(model: GPT, config: AdaLoraConfig) -> int:

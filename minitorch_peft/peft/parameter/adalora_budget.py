@@ -1,7 +1,7 @@
 """AdaLoRA's budget: how many ranks are left at a step, and which (Zhang et al. 2023, sections 3.2 and 3.3).
 
-The sensitivity of a weight is I = |w ∂L/∂w|; its moving average Ī and the moving average U of |I - Ī| give its score
-Ī U (eq. 9 to 11). A rank i, which is E_i with row i of A and column i of B, scores (eq. 8)
+The sensitivity of a weight is I = |w ∂L/∂w| (eq. 8); its moving average Ī and the moving average U of |I - Ī| give its
+score Ī U (eq. 9 to 11). A rank i, which is E_i with row i of A and column i of B, scores (eq. 7)
 
     S_i = s(E_i) + mean_j s(A_ij) + mean_j s(B_ji)
 
@@ -54,10 +54,28 @@ class RankAllocator:
         self.last = min(self.first, config.target_r * len(layers))
 
     def set_total(self, total: int) -> None:
-        """The trainer's number of steps, which counts where the config has none."""
-        if self.config.total_step is None and self.total != total:
+        """The trainer's number of steps, which counts where the config has none; ValueError where it is too few."""
+        if self.config.total_step is not None:
+            if total <= self.final and self.last < self.first:
+                raise ValueError(
+                    f"total_step={self.total}: the last ranks are lost after step {self.final}, and this training has "
+                    f"{total} steps (from 0): lower total_step, leave it out, or train longer"
+                )
+        elif self.total != total:
             check_schedule(self.config, total)
             self.total = total
+
+    @property
+    def final(self) -> int:
+        """The step after which the choice stands."""
+        assert self.total is not None
+        return self.total - self.config.tfinal - (not self.config.tfinal)
+
+    @property
+    def settled(self) -> bool:
+        """Has that been, or is there nothing to choose?"""
+        spent = sum(int(kept.sum()) for kept in self.kept.values()) <= self.last
+        return self.first <= self.last or (spent and not self.averages)
 
     def budget(self, step: int) -> int:
         """b(t): how many ranks all layers together have after ``step``."""
@@ -72,9 +90,8 @@ class RankAllocator:
         """After the optimizer's step: take in its gradients, and choose if it is time to."""
         if self.total is None:
             raise RuntimeError("AdaLoRA does not know how many steps there are: set total_step, or use the trainer")
-        end = self.total - self.config.tfinal
-        final = end if self.config.tfinal else end - 1
-        if step < end:
+        final = self.final
+        if step < self.total - self.config.tfinal:
             self._smooth()
         if step == final or (self.config.tinit < step < final and step % self.config.deltaT == 0):
             self._choose(self.last if step == final else self.budget(step))

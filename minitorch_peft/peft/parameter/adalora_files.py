@@ -145,8 +145,13 @@ def ranks_left(adapter: Adapter, path: str) -> np.ndarray:
 
 def pattern_left(adapter: Adapter, path: str) -> list[bool]:
     """The same among the ``init_r`` ranks that it had at first."""
-    pattern = np.array((adapter.config.rank_pattern or {}).get(path, [True] * adapter.config.init_r))
-    pattern[pattern] = ranks_left(adapter, path)
+    return among_first(adapter.config, path, ranks_left(adapter, path))
+
+
+def among_first(config: Any, path: str, kept: np.ndarray) -> list[bool]:
+    """``kept`` of the ranks that a target has by ``config``, as those of its ``init_r`` ranks."""
+    pattern = np.array((config.rank_pattern or {}).get(path, [True] * config.init_r))
+    pattern[pattern] = kept
     return pattern.tolist()
 
 
