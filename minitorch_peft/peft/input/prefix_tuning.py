@@ -11,7 +11,7 @@ said there to be more stable):
 
 Parameters: 2 k L kv; with the projection k kv + h (kv + 1) + 2 L kv (h + 1). Starts: random, N(0, 1) or a network's, as
 in ``peft``; ``"zero"``; or ``"text"``, the keys and values of real words, the paper's choice where data is scarce
-(section 6.4): the model then starts exactly as if those words stood before the text.
+(section 7.4): the model then starts exactly as if those words stood before the text.
 """
 
 from __future__ import annotations
