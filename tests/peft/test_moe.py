@@ -13,6 +13,8 @@ from minitorch_peft.peft import LoraConfig, MoEConfig, MoELoraConfig, get_peft_m
 from minitorch_peft.peft.function import expert_load
 from minitorch_peft.peft.function.routing import Combine, balance
 from minitorch_peft.peft.registry import method_of
+from minitorch_peft.training import TrainConfig
+from minitorch_peft.training import train as run
 
 CONFIGS = [MoEConfig(), MoEConfig(mode="replace"), MoELoraConfig(target_modules=["mlp"]), MoEConfig(top_k=1)]
 configs = pytest.mark.parametrize("config", CONFIGS, ids=["parallel", "replace", "lora", "one"])
@@ -182,6 +184,22 @@ def test_what_was_routed_is_kept_for_the_step_only():
     assert not p.penalty().requires_grad
     p.eval()(IDS, context=ForwardContext())
     assert p.penalty() is None
+
+
+def test_a_pass_that_goes_round_the_router_leaves_no_penalty():
+    p = get_peft_model(gpt("gpt2"), MoEConfig(), "m").train()
+    p(IDS, context=ForwardContext())
+    with p.disable_adapter():
+        p(IDS, context=ForwardContext())
+        assert p.penalty() is None
+
+
+def test_gradients_of_batches_under_different_adapters_accumulate():
+    p = get_peft_model(gpt("gpt2"), MoEConfig(layers_to_transform=0), "m")
+    p.add_adapter("l", LoraConfig(r=2))
+    p.set_adapter(["m", "l"])
+    alone = [{"input_ids": IDS, "labels": IDS, "adapter_names": [name] * 3} for name in "ml"]
+    run(p, lambda i: alone[i % 2], TrainConfig(steps=2, gradient_accumulation_steps=2))
 
 
 def test_jitter_is_drawn_from_the_pass_s_key_and_in_training_only():

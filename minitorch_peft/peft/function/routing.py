@@ -14,6 +14,7 @@ is counted nor the rows of other adapters. ``penalty()`` is that of the last pas
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -164,14 +165,25 @@ class RoutedLayer(Around):
 class Routed(Adapter):
     """An adapter whose wrappers are routed layers."""
 
+    latest: weakref.ref[ForwardContext] | None = None
+
+    def rows(self, context: ForwardContext | None) -> bool | np.ndarray:
+        if context is not None and (self.latest is None or self.latest() is not context):  # asked before every pass
+            self.latest = weakref.ref(context)
+            self.forget()  # this one may go round the layers
+        return super().rows(context)
+
     def penalty(self) -> Tensor | None:
-        """``aux_loss_coef`` · N Σ f_i P_i, summed over the layers."""
+        """``aux_loss_coef`` · N Σ f_i P_i, summed over the layers; None where the last pass had no part in them."""
         terms = [layer.router.balance for layer in self.wrappers.values() if layer.router.balance is not None]
         return sum(terms[1:], start=terms[0]) * self.config.aux_loss_coef if terms else None
 
     def after_step(self, step: int) -> None:
+        self.forget()  # the graph is of no use any more
+
+    def forget(self) -> None:
         for layer in self.wrappers.values():
-            layer.router.balance = None  # its graph is of no use any more
+            layer.router.balance = None
 
 
 def expert_load(p: PeftModel, input_ids: Any, **options: Any) -> dict[str, np.ndarray]:
