@@ -369,19 +369,26 @@ class PeftModel(TrainingHooks, Module):
     ) -> PeftModel:
         """Attach an adapter that was saved here or by ``peft``; active, and frozen unless ``is_trainable``.
 
-        Adapters that were saved together come back together, under their own names; those act that acted then.
+        Adapters that were saved together come back together, under their own names; those act that acted then, and with
+        ``is_trainable`` those train that trained then (all that act, where none did).
         """
         from minitorch_peft.peft.saving import saved_together
 
-        peft_model = cls(model)
         together = saved_together(Path(directory))
+        if together is not None and adapter_name != "default":
+            raise ValueError(
+                f"adapter_name={adapter_name!r}: {directory} holds several adapters under names of their own "
+                f"({', '.join(together.names)}); leave it out"
+            )
+        peft_model = cls(model)
         with peft_model.unloaded_on_error():
             if together is None:
                 peft_model.load_adapter(directory, adapter_name)
             for name in together.names if together else ():
                 peft_model.load_adapter(Path(directory) / name, name)
-        acting = together.active if together else (adapter_name,)
-        peft_model.set_adapter(acting, train=acting if is_trainable else ())
+            acting = together.active if together else (adapter_name,)
+            trained = (together.trained or acting) if together else acting
+            peft_model.set_adapter(acting, train=trained if is_trainable else ())
         return peft_model
 
     def load_adapter(self, directory: str | Path, adapter_name: str) -> None:

@@ -2,12 +2,16 @@
 
 ``"peft"``: what ``peft`` reads and writes, for methods that it has on models of a Hugging Face family.
 ``"native"``: the same two files with our names, for every method; the JSON says so under ``"minitorch_peft"``, the
-version of the format, so that loading needs no flag. Both are written whole or not at all.
+version of the format, so that loading needs no flag. An adapter's two files are written whole or not at all; of
+several adapters none is written where one of them cannot be.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +30,7 @@ from minitorch_peft.models import GPTConfig
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.interop import CONFIG, WEIGHTS, AdapterFiles, check_tensors, hf_modules
-from minitorch_peft.peft.registry import METHODS, Method, method_of, method_of_settings
+from minitorch_peft.peft.registry import METHODS, Method, method_named, method_of, method_of_settings
 
 if TYPE_CHECKING:
     from minitorch_peft.peft.model import PeftModel
@@ -34,6 +38,14 @@ if TYPE_CHECKING:
 TOGETHER = "adapters.json"
 MARKER, VERSION = "minitorch_peft", 1
 FORMATS = ("native", "peft")
+OWN = "minitorch_peft.settings"
+"""Metadata of files in ``peft``'s format: what our config says that ``peft``'s JSON has no word for, so that training
+goes on as it was. ``peft`` passes over it."""
+IN_THE_TENSORS = {
+    "exclude_modules", "init_ids", "init_text", "layers_to_transform", "prompt_tuning_init_ids",
+    "prompt_tuning_init_text", "tokenizer_name_or_path",
+}  # fmt: skip
+"""Settings that the tensors answer: which layers there are, and what a start has become."""
 HEAD = "score.weight"
 HEADS = (HEAD, f"base_model.{HEAD}", f"base_model.model.{HEAD}")
 """A classifier's head beside an adapter: our name, and ``peft``'s for methods of virtual tokens and for all others."""
@@ -81,28 +93,40 @@ def files_of(peft_model: PeftModel, adapter_name: str, format: str | None) -> tu
 
 
 def write_files(files: AdapterFiles, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    # both are complete before the first takes its place: a full disk leaves the adapter that was there
-    with atomic_write(directory / CONFIG) as config, atomic_write(directory / WEIGHTS) as weights:
-        write_json(config, files.settings)
-        write_arrays(weights, files.arrays, files.metadata)
+    """One adapter into a folder; if several were saved together there, it is theirs no longer."""
+    write_whole({directory: files})
+    (directory / TOGETHER).unlink(missing_ok=True)
+
+
+def write_whole(adapters: Mapping[Path, AdapterFiles]) -> None:
+    # all are complete before the first takes its place: a full disk leaves the adapters that were there
+    with ExitStack() as stack:
+        for directory, files in adapters.items():
+            directory.mkdir(parents=True, exist_ok=True)
+            config = stack.enter_context(atomic_write(directory / CONFIG))
+            weights = stack.enter_context(atomic_write(directory / WEIGHTS))
+            write_json(config, files.settings)
+            write_arrays(weights, files.arrays, files.metadata)
 
 
 class Together(NamedTuple):
-    """Adapters of one folder: in the order in which they stand around each other, and those that act."""
+    """Adapters of one folder: in the order in which they stand around each other; those that act, and that train."""
 
     names: tuple[str, ...]
     active: tuple[str, ...]
+    trained: tuple[str, ...]
 
 
 def save_adapters(peft_model: PeftModel, names: Sequence[str], directory: Path, format: str | None) -> str:
     """Write several adapters, each into ``directory/<name>``; "peft" if all are in ``peft``'s format."""
     ordered = [name for name in peft_model.adapters if name in names]  # as they stand around each other
     ordered.sort(key=lambda name: bool(method_of(peft_model.adapters[name].config).companions))  # after what they need
-    used = {save_adapter(peft_model, name, directory / name, format) for name in ordered}
+    files = {name: files_of(peft_model, name, format) for name in ordered}
+    write_whole({directory / name: of_one for name, (_, of_one) in files.items()})
     active = [name for name in ordered if name in peft_model.active_adapters]
-    write_json(directory / TOGETHER, {"adapters": ordered, "active": active or ordered})
-    return "peft" if used == {"peft"} else "native"
+    trained = [a.name for a in peft_model.trained_adapters() if a.name in active]
+    write_json(directory / TOGETHER, {"adapters": ordered, "active": active, "trained": trained})
+    return "peft" if {format for format, _ in files.values()} == {"peft"} else "native"
 
 
 def saved_together(directory: Path) -> Together | None:
@@ -111,9 +135,11 @@ def saved_together(directory: Path) -> Together | None:
         return None
     stored = read_json(directory / TOGETHER)
     names, active = stored.get("adapters"), stored.get("active")
-    if not isinstance(names, list) or not isinstance(active, list) or not set(active) <= set(names) or not active:
+    trained = stored.get("trained", active)  # older files do not say
+    lists = all(isinstance(part, list) for part in (names, active, trained))
+    if not lists or not names or not set(trained) <= set(active) <= set(names):
         raise FileFormatError(directory / TOGETHER, "does not list adapters and those that act", "save them again")
-    return Together(tuple(names), tuple(active))
+    return Together(tuple(names), tuple(active), tuple(trained))
 
 
 def no_peft_format(adapter: Adapter) -> str | None:
@@ -136,7 +162,21 @@ def no_family(config: GPTConfig) -> str | None:
 def to_peft(adapter: Adapter) -> AdapterFiles:
     translation = method_of(adapter.config).peft_files
     assert translation is not None
-    return translation.write(adapter)
+    files = translation.write(adapter)
+    if own := beside_peft(adapter.config, files.settings):
+        files.metadata[OWN] = json.dumps(own, sort_keys=True)
+    return files
+
+
+def beside_peft(config: PeftConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``peft``'s JSON does not say of a config: settings that are not at their default, and the method's name."""
+    plain = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(config)}
+    own = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name in plain and value != plain[name] and name not in IN_THE_TENSORS | settings.keys()
+    }
+    return own if settings["peft_type"] == config.peft_type else {"peft_type": config.peft_type, **own}
 
 
 def to_native(adapter: Adapter) -> AdapterFiles:
@@ -179,6 +219,10 @@ def attach_files(peft_model: PeftModel, adapter_name: str, files: AdapterFiles) 
 
 
 def read_files(directory: Path) -> AdapterFiles:
+    if together := saved_together(directory):
+        problem = f"holds several adapters, saved together: {', '.join(together.names)}"
+        advice = f"PeftModel.from_pretrained(model, {str(directory)!r}) loads them; one alone is in its sub-folder"
+        raise FileFormatError(directory, problem, advice)
     settings, path = read_json(directory / CONFIG), directory / WEIGHTS
     if not path.is_file():
         found = ", ".join(sorted(f.name for f in directory.iterdir()))
@@ -212,7 +256,23 @@ def from_peft(peft_model: PeftModel, files: AdapterFiles) -> tuple[PeftConfig, d
         raise
     except ValueError as error:  # a pattern that is no regex
         raise FileFormatError(files.directory / CONFIG, f"cannot be read: {error}", "correct it") from error
-    return config_of(method, settings, files), arrays
+    method, own = own_settings(method, files)
+    return config_of(method, own | settings, files), arrays
+
+
+def own_settings(method: Method, files: AdapterFiles) -> tuple[Method, dict[str, Any]]:
+    """The method and the settings that :func:`beside_peft` kept; ``method`` is the one of ``peft``'s JSON."""
+    if OWN not in files.metadata:
+        return method, {}
+    try:
+        own = dict(json.loads(files.metadata[OWN]))
+        found = method_named(own.pop("peft_type")) if "peft_type" in own else method
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(files.directory / WEIGHTS, f"metadata {OWN}: {error}", "save it again") from error
+    if not issubclass(found.config, method.config):
+        problem = f"is of {found.config.peft_type}, {CONFIG} of {method.config.peft_type}"
+        raise FileFormatError(files.directory / WEIGHTS, problem, "these two files do not belong together")
+    return found, own
 
 
 def method_of_file(files: AdapterFiles) -> Method:

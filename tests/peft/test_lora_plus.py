@@ -43,7 +43,7 @@ def test_its_file_is_a_lora(tmp_path):
     written = read_json(tmp_path / "adapter_config.json")
     assert written["peft_type"] == "LORA" and not any("plus" in key for key in written)
     again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path)
-    assert again.adapters["default"].config == LoraConfig(r=2, lora_alpha=8)
+    assert again.adapters["default"].config == LoraPlusConfig(r=2, lora_alpha=8)
     np.testing.assert_array_equal(logits(again), logits(p))
 
 

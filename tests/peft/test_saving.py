@@ -14,7 +14,16 @@ from peft_cases import gpt, logits, snapshot, stirred
 from minitorch_peft.formats import files as files_module
 from minitorch_peft.formats.files import FileFormatError, read_arrays, read_json, write_arrays
 from minitorch_peft.models import GPT, GPTConfig
-from minitorch_peft.peft import BitFitConfig, FullConfig, LoraConfig, PartialConfig, PeftModel, get_peft_model
+from minitorch_peft.peft import (
+    BitFitConfig,
+    FullConfig,
+    LoraConfig,
+    LoraPlusConfig,
+    PartialConfig,
+    PeftModel,
+    PTuningV2Config,
+    get_peft_model,
+)
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
 JSON, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -31,12 +40,16 @@ def saved(request, tmp_path):
     return tmp_path, request.param
 
 
-def refused(directory, message, family="llama", model=None):
+def refused(directory, message, family="llama", model=None, load=None):
     """Loading raises one clear error and leaves the model as it was, whether it had adapters or not."""
     base = model or gpt(family)
     before = repr(base), snapshot(base), [q.requires_grad for q in base.parameters()]
     with pytest.raises(FileFormatError, match=message) as caught:
-        PeftModel.from_pretrained(base, directory)
+        if load is None:
+            PeftModel.from_pretrained(base, directory)
+        else:
+            with (p := PeftModel(base)).unloaded_on_error():
+                load(p, directory, "mine")
     assert (repr(base), snapshot(base), [q.requires_grad for q in base.parameters()]) == before
     p = stirred(get_peft_model(base, LoraConfig(r=1), "first"), "first")
     outputs, tree = logits(p), repr(p)
@@ -272,3 +285,98 @@ def test_a_bad_name_for_a_loaded_adapter(saved, name):
     p = adapted()
     with pytest.raises(ValueError, match="adapter"):
         p.load_adapter(saved[0], name)
+
+
+# -- several in one folder ---------------------------------------------------------------------------------------
+def two(**configs):
+    p = PeftModel(gpt("gpt2"))
+    for seed, (name, config) in enumerate((configs or {"a": LORA, "b": LoraConfig(r=1)}).items()):
+        p.add_adapter(name, config, seed=seed)
+        stirred(p, name)
+    return p
+
+
+def test_one_adapter_saved_over_several_is_what_comes_back(tmp_path):
+    p = two()
+    p.set_adapter(["a", "b"])
+    p.save_pretrained(tmp_path, ["a", "b"])
+    with pytest.raises(ValueError, match=r"adapter_name='mine': .* holds several adapters .*\(a, b\); leave it out"):
+        PeftModel.from_pretrained(gpt("gpt2"), tmp_path, "mine")
+    refused(
+        tmp_path,
+        r"several adapters, saved together: a, b; PeftModel\.from_pretrained",
+        "gpt2",
+        load=PeftModel.load_adapter,
+    )
+    stirred(p, "a")
+    p.set_adapter("a")
+    p.save_pretrained(tmp_path, "a")
+    again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path, "mine")
+    assert list(again.adapters) == ["mine"]
+    np.testing.assert_array_equal(logits(again), logits(p))
+
+
+def test_of_several_none_acts_that_did_not_act(tmp_path):
+    p = two()
+    plain = logits(p)
+    p.save_pretrained(tmp_path, ["a", "b"])
+    again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path)
+    assert list(again.adapters) == ["a", "b"] and again.active_adapters == ()
+    np.testing.assert_array_equal(logits(again), plain)
+    p = two(a=FullConfig(), b=FullConfig())  # which could not act together
+    p.save_pretrained(tmp_path / "full", ["a", "b"])
+    assert PeftModel.from_pretrained(gpt("gpt2"), tmp_path / "full").active_adapters == ()
+
+
+def test_several_that_cannot_act_together_leave_the_base_as_it_was(tmp_path):
+    two(a=FullConfig(), b=FullConfig()).save_pretrained(tmp_path, ["a", "b"])
+    (tmp_path / "adapters.json").write_text('{"adapters": ["a", "b"], "active": ["a", "b"]}')
+    base = gpt("gpt2")
+    before = snapshot(base)
+    with pytest.raises(ValueError, match="both put a copy in place"):
+        PeftModel.from_pretrained(base, tmp_path)
+    assert snapshot(base) == before and all(q.requires_grad for q in base.parameters())
+
+
+@pytest.mark.parametrize("trained, expected", [(["b"], {"b"}), ([], {"a", "b"})])
+def test_of_several_those_train_that_trained(tmp_path, trained, expected):
+    p = two()
+    p.set_adapter(["a", "b"], train=trained)
+    p.save_pretrained(tmp_path, ["a", "b"])
+    again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path, is_trainable=True)
+    assert {q.owner for q in again.trainable_parameters().values()} == expected
+    assert not PeftModel.from_pretrained(gpt("gpt2"), tmp_path).trainable_parameters()
+
+
+def test_of_several_none_is_written_where_one_cannot_be(tmp_path):
+    p = two(a=LORA, b=BitFitConfig())
+    with pytest.raises(ValueError, match="peft's files cannot hold the method 'bitfit'"):
+        p.save_pretrained(tmp_path, ["a", "b"], format="peft")
+    assert not list(tmp_path.iterdir())
+
+
+# -- settings that peft has no word for --------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraPlusConfig(r=2, loraplus_lr_ratio=4),
+        LoraConfig(r=2, use_dora=True, dora_detach_norm=True),
+        PTuningV2Config(2, prefix_dropout=0.5),
+    ],
+)
+def test_peft_s_files_lose_no_setting(config, tmp_path):
+    p = adapted(config, "gpt2")
+    assert p.save_pretrained(tmp_path) == "peft"
+    again = PeftModel.from_pretrained(gpt("gpt2"), tmp_path, is_trainable=True)
+    assert again.adapters["default"].config == config
+    np.testing.assert_allclose(logits(again), logits(p), rtol=1e-6, atol=1e-6)
+
+
+def test_what_peft_s_json_says_comes_before_our_own_words(tmp_path):
+    adapted(LoraPlusConfig(r=2, loraplus_lr_ratio=4), "gpt2").save_pretrained(tmp_path)
+    edit_json(tmp_path, lora_alpha=64)
+    config = PeftModel.from_pretrained(gpt("gpt2"), tmp_path).adapters["default"].config
+    assert config.lora_alpha > 20 and config.loraplus_lr_ratio == 4
+    for text in ('{"peft_type": "FULL"}', '{"peft_type": "IA3"}', "[1]", "{"):
+        write_arrays(tmp_path / TENSORS, read_arrays(tmp_path / TENSORS), {"minitorch_peft.settings": text})
+        refused(tmp_path, r"do not belong together|metadata minitorch_peft\.settings", "gpt2")

@@ -10,7 +10,7 @@ must say for each class a linear head, trained with the prompt: ``SequenceClassi
 with it by ``save_classifier``. The head's parameters are the classifier's.
 
 Parameters: 2 k L kv, kv = kv_heads D; with ``prefix_projection`` those of prefix tuning's network. In ``peft`` it is
-prefix tuning with ``task_type="SEQ_CLS"``, and its files are written so: from them it comes back as prefix tuning.
+prefix tuning with ``task_type="SEQ_CLS"``, and its files are written so; text beside the tensors says what it was here.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PTuningV2(PrefixTuning):
 
 
 class AsPrefixTuning(PromptFiles):
-    """``peft`` knows the method under prefix tuning's name; what it makes in training is not in the file."""
+    """``peft`` knows the method under prefix tuning's name."""
 
     def write(self, adapter: Adapter) -> AdapterFiles:
         files = super().write(adapter)

@@ -6,8 +6,9 @@ In a wide layer one rate cannot suit both: with A's rate for B, B hardly moves, 
 over few. The paper finds λ near 2⁴ with A's rate tuned. Parameters: LoRA's. Targets by default: the query and value
 projections.
 
-Only the groups of the optimizer differ from LoRA's, and a file holds a LoRA. On an embedding A is looked up, not
-summed over: both factors train at the common rate (``peft`` gives them one of their own, 1e-6 unless told otherwise).
+Only the groups of the optimizer differ from LoRA's, and a file of ``peft``'s holds a LoRA. On an embedding A is looked
+up, not summed over: both factors train at the common rate (``peft`` gives them one of their own, 1e-6 unless told
+otherwise).
 """
 
 from __future__ import annotations
