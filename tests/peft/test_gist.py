@@ -152,6 +152,8 @@ def test_compressing_leaves_training_mode_and_gradients_alone():
         (lambda: GistConfig(num_gist_tokens=0), "num_gist_tokens must be a whole number of at least 1, got 0"),
         (lambda: GistConfig(num_gist_tokens=17), "needs as many different ids, there are 16 spare ids"),
         (lambda: GistConfig(num_gist_tokens=2, gist_token_ids=[5, 5]), r"different ids, there are gist_token_ids=\[5"),
+        (lambda: GistConfig(use_dora=True), "gisting is of plain LoRA here: leave out use_dora and init_lora_weights"),
+        (lambda: GistConfig(init_lora_weights="pissa"), "gisting is of plain LoRA here"),
         (lambda: GistConfig(gist_condition="none"), "gist_condition='none': expected one of gist, pos_control"),
         (lambda: adapted(target_modules=["embed.tokens", "q_proj"]), "embed.tokens, which holds the gist tokens"),
         (lambda: get_peft_model(gpt("gpt2"), GistConfig(gist_token_ids=[29])), "contains 29, .* vocabulary is 0..28"),

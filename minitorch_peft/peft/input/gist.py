@@ -54,6 +54,7 @@ class GistConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_plain("gisting")
         check_count("num_gist_tokens", self.num_gist_tokens)
         if self.gist_condition not in CONDITIONS:
             raise ValueError(f"gist_condition={self.gist_condition!r}: expected one of {', '.join(CONDITIONS)}")

@@ -54,6 +54,11 @@ class LoraConfig(LowRankConfig):
         if self.dora_detach_norm and not self.use_dora:
             raise ValueError("dora_detach_norm is a setting of DoRA: set use_dora=True as well")
 
+    def check_plain(self, method: str) -> None:
+        """ValueError where a method that builds on plain LoRA is told to be another of its form."""
+        if self.use_dora or self.init_lora_weights == "pissa":
+            raise ValueError(f"{method} is of plain LoRA here: leave out use_dora and init_lora_weights")
+
 
 class LoraLinear(Function):
     """y = x Wᵀ + b + s (x Aᵀ) Bᵀ in one pass over y; B A is never formed, and a frozen W costs no gradient.

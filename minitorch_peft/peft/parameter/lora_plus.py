@@ -43,8 +43,7 @@ class LoraPlusConfig(LoraConfig):
         ratio = self.loraplus_lr_ratio
         if not isinstance(ratio, int | float) or not 0 < ratio < float("inf"):
             raise ValueError(f"loraplus_lr_ratio must be a positive number, got {ratio!r}")
-        if self.use_dora or self.init_lora_weights == "pissa":
-            raise ValueError("LoRA+ is of plain LoRA here: leave out use_dora and init_lora_weights")
+        self.check_plain("LoRA+")
 
 
 class LoraPlus(Lora):
