@@ -192,7 +192,7 @@ class PeftModel(TrainingHooks, Module):
         context = self.new_context() if context is None else context
         ids = tokens_of(input_ids, inputs_embeds)
         context.adapter_names = self._rows(adapter_names, len(ids))
-        cache = begin(context, self.adapters, ids, past_key_values, use_cache)
+        cache = begin(context, self.adapters, ids, past_key_values, use_cache, options.get("attention_mask"))
         with standing(self.base_model, self.adapters, context):
             out = self.base_model(
                 input_ids, labels, past_key_values=cache, inputs_embeds=inputs_embeds, use_cache=use_cache,
@@ -212,7 +212,7 @@ class PeftModel(TrainingHooks, Module):
     ) -> Tensor:  # fmt: skip
         """The base's last hidden states under the active adapters: ``SequenceClassifier(peft_model, 3)`` works."""
         context.adapter_names = self._rows(adapter_names, len(ids))
-        cache = begin(context, self.adapters, ids, cache, cache is not None)
+        cache = begin(context, self.adapters, ids, cache, cache is not None, attention_mask)
         with standing(self.base_model, self.adapters, context):
             return self.base_model.encode_ids(ids, context, cache, attention_mask, position_ids)
 

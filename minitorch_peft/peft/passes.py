@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import Cache
+from minitorch_peft.models.inputs import as_array
 from minitorch_peft.nn import ForwardContext, Module
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.inject import slot
@@ -19,8 +21,9 @@ BASE = "__base__"  # in adapter_names: a row that runs under no adapter
 
 
 def begin(
-    context: ForwardContext, adapters: Mapping[str, Adapter], ids: np.ndarray, cache: Cache | None, use_cache: bool
-) -> Cache | None:
+    context: ForwardContext, adapters: Mapping[str, Adapter], ids: np.ndarray, cache: Cache | None, use_cache: bool,
+    attention_mask: Any = None,
+) -> Cache | None:  # fmt: skip
     """Announce prompts and masks in ``context`` and start the cache with prefixes; the cache to run with.
 
     ``ids`` (B, T) are the tokens of this pass, -1 where vectors were given. Prompts and prefixes are for a first pass:
@@ -36,8 +39,18 @@ def begin(
     hiding = [a for a in acting if type(a).hidden is not Adapter.hidden]
     if hiding:
         cache = Cache() if cache is None and use_cache else cache
-        context.hidden = hidden_keys(context, hiding, ids, cache)
+        context.hidden = hidden_keys(context, hiding, unmasked(ids, attention_mask), cache)
     return cache
+
+
+def unmasked(ids: np.ndarray, attention_mask: Any) -> np.ndarray:
+    """``ids`` (B, T), -1 where the mask hides one from every position: it is no word of the text."""
+    if attention_mask is None:
+        return ids
+    seen = as_array(attention_mask).astype(bool)
+    seen = seen[:, 0].any(axis=1) if seen.ndim == 4 else seen  # (B, S), of which the last T are those of this pass
+    own = seen[:, -ids.shape[1] :] if seen.ndim == 2 else seen
+    return np.where(own, ids, -1) if own.shape == ids.shape else ids  # else the base says what is wrong
 
 
 def places(context: ForwardContext, lengths: Mapping[str, int]) -> tuple[int, np.ndarray | None]:

@@ -111,6 +111,22 @@ def test_rows_of_other_adapters_are_not_hidden_from():
     np.testing.assert_allclose(mixed[1], logits(p, WHOLE)[1], **TIGHT)
 
 
+@FAMILIES
+@pytest.mark.parametrize("square", [False, True], ids=["keys", "square"])
+def test_a_masked_gist_token_closes_nothing(family, square):
+    """Rows filled up on the left with any ids, gist tokens among them, are the rows alone; in later passes too."""
+    p, pad = adapted(family), np.array([[A, 5, B], [B, A, A]])
+    keep = np.repeat([[False] * 3 + [True] * 11], 2, axis=0)
+    whole = np.concatenate([pad, WHOLE], axis=1)
+    first = np.repeat(keep[:, None, None, :7], 7, axis=2) & np.tri(7, dtype=bool) if square else keep[:, :7]
+    np.testing.assert_allclose(logits(p, whole, attention_mask=keep)[:, 3:], logits(p, WHOLE), **TIGHT)
+    options = {"position_ids": np.maximum(np.arange(7) - 3, 0)[None]} if square else {}
+    begun = p(whole[:, :7], attention_mask=first, use_cache=True, **options)
+    later = p(whole[:, 7:], attention_mask=keep, past_key_values=begun.past_key_values,
+              **({"position_ids": np.arange(4, 11)[None]} if square else {}))  # fmt: skip
+    np.testing.assert_allclose(later.logits.data, logits(p, WHOLE)[:, 4:], **TIGHT)
+
+
 # -- the start -------------------------------------------------------------------------------------------------
 def test_the_new_words_start_at_the_mean_of_the_vocabulary():
     base = gpt("gpt2")
