@@ -177,8 +177,8 @@ class Adapter:
     def hidden(self, ids: np.ndarray, new: int) -> np.ndarray:
         """bool (B, new, S): the keys that the last ``new`` positions must not see, beside those after them.
 
-        ``ids`` (B, S) are the tokens that the keys were made of, -1 for vectors of a prompt or a prefix. Called before
-        every pass, for methods that override it.
+        ``ids`` (B, S) are the tokens that the keys were made of, -1 for vectors of a prompt or a prefix and for what
+        the attention mask hides. Called before every pass, for methods that override it.
         """
         return np.zeros((len(ids), new, ids.shape[1]), bool)
 
