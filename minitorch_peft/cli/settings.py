@@ -27,7 +27,7 @@ def config_from(method: str, settings: list[str]) -> tuple[PeftConfig, BitsAndBy
     of_method = method_named(start.method)
     kind = of_method.config
     values: dict[type, dict[str, Any]] = {
-        kind: {**of_method.variant, **start.settings},
+        kind: dict(start.settings),
         BitsAndBytesConfig: start.quantization.to_dict(),
     }
     hints = {of: get_type_hints(of) for of in values}
@@ -48,7 +48,7 @@ def config_from(method: str, settings: list[str]) -> tuple[PeftConfig, BitsAndBy
             f"--method {start.method}",
             USAGE,
         )
-    return kind.from_dict(values[kind]), quantization
+    return of_method.make(values[kind]), quantization
 
 
 def stored_settings(settings: list[str]) -> set[str]:

@@ -48,8 +48,13 @@ class Method:
         return type(config) is self.config and all(getattr(config, k) == v for k, v in self.variant.items())
 
     def make(self, settings: Mapping[str, Any]) -> PeftConfig:
-        """This method's config with ``settings``; ValueError for one that it does not have."""
-        return self.config.from_dict({**self.variant, **settings})
+        """This method's config with ``settings``; ValueError for one that it has not, or that makes it another's."""
+        config = self.config.from_dict({**self.variant, **settings})
+        if (found := method_of(config)) is not self:
+            decisive = self.variant.keys() | found.variant.keys()
+            named = ", ".join(f"{k}={v!r}" for k, v in settings.items() if k in decisive)
+            raise ValueError(f"{named}: this is the method {found.name!r} then, not {self.name!r}; ask for that one")
+        return config
 
 
 METHODS: dict[str, Method] = {}

@@ -122,6 +122,12 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(base, letters, t
         ),
         (["--set", "bnb_4bit_quant_type=fp4"], ["is not in four bits", "--set load_in_4bit=true", "--method qlora"]),
         (["--set", "load_in_4bit=maybe"], ["load_in_4bit=maybe", "true or false"]),
+        (
+            ["--method", "dora", "--set", "use_dora=false"],
+            ["use_dora=False", "this is the method 'lora'", "not 'dora'"],
+        ),
+        (["--method", "lora", "--set", "use_dora=true"], ["this is the method 'dora' then, not 'lora'"]),
+        (["--method", "moe_replace", "--set", "mode=parallel"], ["mode='parallel'", "'moe' then, not 'moe_replace'"]),
         (["--method", "bitfit", "--set", "load_in_8bit=true"], ["load_in_8bit=true", "for the base: load_in_4bit"]),
     ],
 )

@@ -12,7 +12,7 @@ from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import LoraConfig, MoEConfig, MoELoraConfig, get_peft_model
 from minitorch_peft.peft.function import expert_load
 from minitorch_peft.peft.function.routing import Combine, balance
-from minitorch_peft.peft.registry import method_of
+from minitorch_peft.peft.registry import METHODS, method_of
 from minitorch_peft.training import TrainConfig
 from minitorch_peft.training import train as run
 
@@ -228,6 +228,13 @@ def test_copies_of_the_mlp_start_as_it(family):
     p = get_peft_model(gpt(family), config)
     np.testing.assert_allclose(logits(p), logits(gpt(family)), **TIGHT)
     assert method_of(config).name == "moe_replace" and method_of(MoEConfig()).name == "moe"
+
+
+@pytest.mark.parametrize("name, other, mode", [("moe_replace", "moe", "parallel"), ("moe", "moe_replace", "replace")])
+def test_a_method_makes_no_config_of_another(name, other, mode):
+    with pytest.raises(ValueError, match=f"mode='{mode}': this is the method '{other}' then, not '{name}'"):
+        METHODS[name].make({"mode": mode})
+    assert method_of(METHODS[name].make({"num_experts": 3})).name == name
 
 
 def test_the_frozen_mlp_is_not_run():
