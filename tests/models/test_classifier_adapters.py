@@ -30,7 +30,7 @@ LABELS = np.array([0, 2, 1])
 CONFIGS = {
     "lora": LoraConfig(r=2),
     "v2": PTuningV2Config(num_virtual_tokens=3, prefix_projection=True),
-    "gist": GistConfig(num_gist_tokens=2, r=2),
+    "gist": GistConfig(num_gist_tokens=2, gist_token_ids=[3, 4], r=2),
     "partial": PartialConfig(top_layers=1),
 }
 KEYS = {"lora": "base_model.model.score.weight", "v2": "base_model.score.weight"}  # as peft 0.21 writes them
@@ -134,7 +134,7 @@ def test_rates_of_a_method_s_own_hold_beside_the_head(model):
 
 def test_a_method_that_acts_on_training_resumes_bit_for_bit(model, plain, lively, ids, tmp_path):
     """AdaLoRA's budget needs every hook; its scores are state that a checkpoint must hold."""
-    config = AdaLoraConfig(init_r=3, target_r=1, tinit=1, tfinal=1, deltaT=3, total_step=20)
+    config = AdaLoraConfig(init_r=3, target_r=1, tinit=1, tfinal=1, deltaT=3)
     batch = {"input_ids": ids, "labels": LABELS}
     whole = SequenceClassifier(get_peft_model(model, config), 4)
     train(whole, lambda i: batch, TrainConfig(steps=6, lr=1e-2))
@@ -162,7 +162,7 @@ def test_a_method_that_acts_on_training_resumes_bit_for_bit(model, plain, lively
 # -- rows ------------------------------------------------------------------------------------------------------
 def test_each_row_under_its_own_adapter(model, ids):
     classifier = classifier_of(model, LoraConfig(r=2))
-    for name, config in (("prompts", PTuningV2Config(num_virtual_tokens=3)), ("gist", GistConfig(r=2))):
+    for name, config in (("prompts", PTuningV2Config(num_virtual_tokens=3)), ("gist", CONFIGS["gist"])):
         classifier.model.add_adapter(name, config)
         stirred(classifier.model, name, seed=4)
     names = ["prompts", "__base__", "gist"]

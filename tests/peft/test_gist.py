@@ -172,6 +172,12 @@ def test_compressing_leaves_training_mode_and_gradients_alone():
         (lambda: GistConfig(init_lora_weights="pissa"), "gisting is of plain LoRA here"),
         (lambda: GistConfig(gist_condition="none"), "gist_condition='none': expected one of gist, pos_control"),
         (lambda: adapted(target_modules=["embed.tokens", "q_proj"]), "embed.tokens, which holds the gist tokens"),
+        (
+            lambda: get_peft_model(gpt("gpt2"), GistConfig()),
+            r"gist_token_ids must name ids .* vocabulary of 29, and only of the shipped tokenizer's 1024 .* \[3\] are",
+        ),
+        (lambda: with_gists(PAIRS, [A, 12]), r"pair 1 holds \[12\]: gist_token_ids must be ids that no text holds"),
+        (lambda: with_gists(PAIRS, [A, 2]), r"pair 0 holds \[2\]"),
         (lambda: get_peft_model(gpt("gpt2"), GistConfig(gist_token_ids=[29])), "contains 29, .* vocabulary is 0..28"),
     ],
 )

@@ -24,7 +24,7 @@ import numpy as np
 import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor, no_grad
 from minitorch_peft.data.pairs import Pairs
-from minitorch_peft.data.tokenizer import RESERVED
+from minitorch_peft.data.tokenizer import RESERVED, VOCAB_SIZE
 from minitorch_peft.models import GPT, Cache
 from minitorch_peft.models.inputs import as_array, as_ids
 from minitorch_peft.nn import ForwardContext, Module, mode_of
@@ -44,7 +44,9 @@ SPARE = range(3, len(RESERVED))  # ids that the shipped tokenizer keeps for such
 
 @dataclass
 class GistConfig(LoraConfig):
-    """``gist_token_ids`` are ids that no text holds; by default the first spare ones of the shipped tokenizer."""
+    """``gist_token_ids`` are ids that no text holds; by default the first spare ones of the shipped tokenizer, for
+    models of its vocabulary alone.
+    """
 
     peft_type: ClassVar[str] = "GIST"
 
@@ -91,7 +93,13 @@ class GistEmbedding(Around):
 
 class Gist(Adapter):
     def attach(self, config: GistConfig) -> None:
-        as_ids(np.array([config.ids]), self.model.config.vocab_size)
+        size = self.model.config.vocab_size
+        if config.gist_token_ids is None and size != VOCAB_SIZE:
+            raise ValueError(
+                f"gist_token_ids must name ids that no text holds: the model has a vocabulary of {size}, and only "
+                f"of the shipped tokenizer's {VOCAB_SIZE} it is known that {config.ids} are spare"
+            )
+        as_ids(np.array([config.ids]), size)
         targets = config.targets(self.model)
         if EMBEDDING in targets:
             raise ValueError(f"target_modules names {EMBEDDING}, which holds the gist tokens: leave it out")
@@ -114,10 +122,15 @@ class Gist(Adapter):
 def with_gists(pairs: Pairs, gist_token_ids: Sequence[int]) -> Pairs:
     """Training data: the same pairs, with gist tokens between the prompt and the answer.
 
+    ValueError where a pair holds one of them already: it would be a gist of what stands before it.
+
     >>> pairs = Pairs((1,), ([0, 5, 2],), ([7, 0],), ("a",), ("b",), 0, pad=1)
     >>> with_gists(pairs, [3, 4]).prompts
     ([0, 5, 2, 3, 4],)
     """
+    for i, texts in enumerate(zip(pairs.prompts, pairs.answers, strict=True)):
+        if held := sorted(set(gist_token_ids) & {token for text in texts for token in text}):
+            raise ValueError(f"pair {i} holds {held}: gist_token_ids must be ids that no text holds")
     return replace(pairs, prompts=tuple([*prompt, *gist_token_ids] for prompt in pairs.prompts))
 
 
@@ -137,7 +150,8 @@ def compress(peft_model: PeftModel, prompt_ids: Any) -> Cache:
     >>> from minitorch_peft.models import GPTConfig
     >>> from minitorch_peft.peft import get_peft_model
     >>> model = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4))
-    >>> cache = compress(get_peft_model(model, GistConfig(num_gist_tokens=2)), [list(range(10, 50))])
+    >>> config = GistConfig(num_gist_tokens=2, gist_token_ids=[95, 96])
+    >>> cache = compress(get_peft_model(model, config), [list(range(10, 50))])
     >>> cache.length, cache.next_position
     (2, 42)
     """
