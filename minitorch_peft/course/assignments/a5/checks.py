@@ -680,7 +680,7 @@ def open_share(alpha: float, left: float, right: float) -> float:
 
 
 # -- 5.8 a prefix, without one -----------------------------------------------------------------------------------------
-ATTENTION = {
+ATTENTION: dict[str, Any] = {
     "vocab_size": 5, "n_positions": 12, "n_embd": 12, "n_layer": 1, "n_head": 4, "num_key_value_heads": 2,
     "initializer_range": 0.7,
 }  # fmt: skip
