@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.interop import some
 
 
 class TrainingHooks:
@@ -50,3 +51,11 @@ class TrainingHooks:
             prefix = f"{adapter.name}/"
             own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
             adapter.load_method_state(own)
+
+
+def check_state(adapter: str, state: Collection[str], names: Collection[str]) -> None:
+    """ValueError where a method's state, of a checkpoint, lacks some of these ``names``."""
+    if missing := sorted(set(names) - set(state)):
+        raise ValueError(
+            f"the state of adapter {adapter!r} has no {some(missing)}: it is of another method or configuration"
+        )

@@ -19,7 +19,7 @@ from minitorch_peft.peft.inject import base_module
 from minitorch_peft.peft.interop import CONFIG, AdapterFiles, HFModule, common, hf_modules, is_target
 from minitorch_peft.peft.lowrank_files import PRINCIPAL, LowRank, LowRankFiles
 from minitorch_peft.peft.patterns import by_path
-from minitorch_peft.peft.principal import principal, tidy
+from minitorch_peft.peft.principal import principal, starts, tidy
 
 if TYPE_CHECKING:
     from minitorch_peft.peft.adapter import Adapter
@@ -47,7 +47,7 @@ class PissaFiles(LowRankFiles):
             problem = "PiSSA of a tied head changed the embedding as well while it trained"
             raise FileFormatError(files.directory / CONFIG, problem, "train it again without lm_head")
         if not any(len(m.ours) > 1 or base_module(model, m.ours[0]).takes_ids for m in modules):
-            return found | {"init_lora_weights": "pissa"}, arrays
+            return found | {"init_lora_weights": "pissa"}, arrays | starts(model, found, arrays)
         return super().read(model, self.doubled(model, modules, plain))
 
     def doubled(self, model: GPT, modules: Sequence[HFModule], files: AdapterFiles) -> AdapterFiles:

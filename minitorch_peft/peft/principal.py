@@ -13,6 +13,8 @@ from minitorch_peft.peft.inject import base_module
 
 SHARED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 """The settings that a layer's rank and scaling follow from."""
+STARTS = ("start_A", "start_B")
+"""Under which names, beside ``lora_A`` and ``lora_B``, a PiSSA has where these started."""
 
 
 def principal(weight: np.ndarray, r: int, scaling: float) -> tuple[np.ndarray, np.ndarray]:
@@ -64,13 +66,22 @@ def halved(
         part = own[1] @ own[0]
         if np.linalg.norm(part + B0 @ A0) > 1e-4 * np.linalg.norm(part):
             return settings, arrays
-        found |= {f"{path}.lora_A": A, f"{path}.lora_B": B}
+        found |= {f"{path}.lora_A": A, f"{path}.lora_B": B, f"{path}.start_A": A0, f"{path}.start_B": -B0}
     return settings | {
         "r": config.r // 2, "rank_pattern": {k: r // 2 for k, r in config.rank_pattern.items()},
         "lora_alpha": tidy(config.lora_alpha / alpha),
         "alpha_pattern": {k: tidy(a / alpha) for k, a in config.alpha_pattern.items()},
         "init_lora_weights": "pissa",
     }, found  # fmt: skip
+
+
+def starts(model: GPT, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Where the PiSSA of these settings, with these ``lora_A`` among its arrays, starts on this base."""
+    config, found = LowRankConfig(**{k: settings[k] for k in SHARED}), dict[str, np.ndarray]()
+    for path in (name.removesuffix(".lora_A") for name in arrays if name.endswith(".lora_A")):
+        parts = principal(base_module(model, path).dense_weight(), config.rank(path), config.scaling(path))
+        found |= {f"{path}.{name}": part for name, part in zip(STARTS, parts, strict=True)}
+    return found
 
 
 def tidy(x: float) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft_cases import IDS, TIGHT, gpt, logits, optimizer_of, snapshot, stirred, train
+from peft_cases import IDS, TIGHT, gpt, logits, optimizer_of, snapshot, stir, stirred, train
 
 from minitorch_peft.formats.files import FileFormatError, read_arrays, read_json, read_metadata, write_arrays
 from minitorch_peft.nn import ForwardContext
@@ -155,6 +155,32 @@ def test_on_another_base_it_is_read_as_that_lora(tmp_path):
     saved(tmp_path, "llama", LoraConfig(r=2, lora_alpha=6, **PISSA))
     p = PeftModel.from_pretrained(gpt("llama-4bit"), tmp_path)
     assert p.adapters["default"].config == LoraConfig(r=4, lora_alpha=12)
+
+
+def test_our_own_file_and_a_checkpoint_hold_where_it_started(tmp_path):
+    """On a base that is a little another one, both formats give the same function: B₀A₀ is that of the file."""
+    config = LoraConfig(r=2, lora_alpha=6, **PISSA)
+    p = stirred(get_peft_model(gpt("llama"), config))
+
+    def other():
+        base = gpt("llama")
+        stir(dict(base.named_parameters()), scale=0.02)
+        return base
+
+    for name in ("native", "peft"):
+        p.save_pretrained(tmp_path / name, format=name)
+    native = PeftModel.from_pretrained(other(), tmp_path / "native")
+    expected = logits(native)
+    for start, own in zip(*(q.adapters["default"].frozen().values() for q in (native, p)), strict=True):
+        np.testing.assert_array_equal(start, own)
+    np.testing.assert_allclose(logits(PeftModel.from_pretrained(other(), tmp_path / "peft")), expected, **TIGHT)
+    again = get_peft_model(other(), config)
+    again.load_method_state(p.method_state())
+    for name, q in again.trainable_parameters().items():
+        q.data[...] = p.trainable_parameters()[name].data
+    np.testing.assert_array_equal(logits(again), expected)
+    with pytest.raises(ValueError, match=r"the state of adapter 'default' has no blocks.0.attn.q_proj.start_A"):
+        again.load_method_state({})
 
 
 def test_peft_s_own_files_are_read_on_a_base_with_its_principal_part(tmp_path):

@@ -7,7 +7,7 @@ model starts as the base, and steps move it along the directions that matter mos
 by default: the query and value projections.
 
 The paper, and ``peft``, put W - s B₀A₀ in W's place, which changes the base. Here it stays: A₀ and B₀ are kept beside
-it, frozen, and made again from it when an adapter is loaded. As
+it, frozen, and stored with A and B, so that the change is the same whatever the singular vectors of a base are. As
 
     B A - B₀A₀ = (B - B₀) A + B₀ (A - A₀) = [B - B₀, B₀] [A; A - A₀]
 
@@ -25,9 +25,10 @@ import minitorch_peft.functional as F
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.nn import Module
 from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.hooks import check_state
 from minitorch_peft.peft.parameter.lora import Lora, LoraConfig, LoraLayer, lora_count
 from minitorch_peft.peft.pissa_files import PissaFiles
-from minitorch_peft.peft.principal import principal
+from minitorch_peft.peft.principal import STARTS, principal
 from minitorch_peft.peft.registry import Method, register
 
 
@@ -57,6 +58,22 @@ class PissaLayer(LoraLayer):
 
 class Pissa(Lora):
     layer = PissaLayer
+
+    def frozen(self) -> dict[str, np.ndarray]:
+        """A₀ and B₀ of every layer."""
+        return {
+            f"{path}.{name}": part.data
+            for path, layer in self.wrappers.items()
+            for name, part in zip(STARTS, layer.start, strict=True)
+        }
+
+    def method_state(self) -> dict[str, np.ndarray]:
+        return self.frozen()
+
+    def load_method_state(self, state: dict[str, np.ndarray]) -> None:
+        check_state(self.name, state, self.frozen())
+        for name, array in self.frozen().items():
+            array[...] = state[name]
 
 
 register(
