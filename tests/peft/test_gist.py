@@ -13,6 +13,8 @@ from minitorch_peft.analysis.gist import attention_flops, gist_report, share_kep
 from minitorch_peft.data import Pairs, Tokenizer, load_corpus
 from minitorch_peft.models import GPT
 from minitorch_peft.peft import GistConfig, LoraConfig, get_peft_model
+from minitorch_peft.peft.inject import Wrapper
+from minitorch_peft.peft.input import gist
 from minitorch_peft.peft.input.gist import compress, with_gists
 from minitorch_peft.training import TrainConfig, train
 
@@ -125,6 +127,17 @@ def test_a_masked_gist_token_closes_nothing(family, square):
     later = p(whole[:, 7:], attention_mask=keep, past_key_values=begun.past_key_values,
               **({"position_ids": np.arange(4, 11)[None]} if square else {}))  # fmt: skip
     np.testing.assert_allclose(later.logits.data, logits(p, WHOLE)[:, 4:], **TIGHT)
+
+
+def test_an_attach_that_fails_leaves_no_wrapper_behind(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no room")
+
+    base = gpt("gpt2")
+    monkeypatch.setattr(gist.GistEmbedding, "__init__", broken)
+    with pytest.raises(RuntimeError, match="no room"):
+        get_peft_model(base, GistConfig(num_gist_tokens=2, gist_token_ids=[A, B]))
+    assert not any(isinstance(m, Wrapper) for _, m in base.named_modules())
 
 
 # -- the start -------------------------------------------------------------------------------------------------
@@ -257,7 +270,7 @@ def test_a_gist_learns_to_be_worth_more_than_no_prompt():
         data = with_gists(verses["train"], config.ids)
         train(p, partial(data.batch, batch_size=16), TrainConfig(steps=300, lr=5e-3, warmup=20))
         reports[condition] = gist_report(p, some(verses["held_out"], 128))
-    gist, control = reports["gist"], reports["neg_control"]
-    assert gist.bits_per_byte["gist"] < control.bits_per_byte["gist"] - 0.02, reports
-    assert gist.bits_per_byte["gist"] < gist.bits_per_byte["none"] - 0.1, reports
-    assert gist.ratio > 3 and gist.flops[1] < 0.6 * gist.flops[0]
+    own, control = reports["gist"], reports["neg_control"]
+    assert own.bits_per_byte["gist"] < control.bits_per_byte["gist"] - 0.02, reports
+    assert own.bits_per_byte["gist"] < own.bits_per_byte["none"] - 0.1, reports
+    assert own.ratio > 3 and own.flops[1] < 0.6 * own.flops[0]

@@ -35,7 +35,7 @@ from minitorch_peft.peft.input.virtual_tokens import check_count
 from minitorch_peft.peft.model import PeftModel
 from minitorch_peft.peft.parameter.lora import LoraConfig, LoraLayer, lora_count
 from minitorch_peft.peft.registry import Method, register
-from minitorch_peft.peft.shapes import Around, on_rows
+from minitorch_peft.peft.shapes import Around, Attached, on_rows
 
 EMBEDDING = "embed.tokens"
 CONDITIONS = ("gist", "pos_control", "neg_control")
@@ -103,11 +103,12 @@ class Gist(Adapter):
         targets = config.targets(self.model)
         if EMBEDDING in targets:
             raise ValueError(f"target_modules names {EMBEDDING}, which holds the gist tokens: leave it out")
-        lora = inject(self.model, targets, lambda base, path: LoraLayer(base, path, self, config))
-        self.wrappers = {
-            **lora,
-            **inject(self.model, [EMBEDDING], lambda base, path: GistEmbedding(base, self, config)),
-        }
+        self.wrappers = inject(self.model, [*targets, EMBEDDING], self.wrapped)
+
+    def wrapped(self, base: Module, path: str) -> Attached:
+        if path == EMBEDDING:
+            return GistEmbedding(base, self, self.config)
+        return LoraLayer(base, path, self, self.config)
 
     def hidden(self, ids: np.ndarray, new: int) -> np.ndarray:
         """Words of a segment that a run of gist tokens has closed; vectors of prompts and prefixes are words too."""
