@@ -80,8 +80,10 @@ def parse(text: str, value: str, hint: Any) -> Any:
         return pattern(value)
     several = {tuple, list} & {get_origin(kind) for kind in (hint, *get_args(hint))}
     if several and not value.startswith("["):
-        parts = [plain(part) for part in pattern(value)] if "," in value else [plain(value)]
-        return parts[0] if len(parts) == 1 and not isinstance(parts[0], str) else parts
+        if "," in value:
+            return [plain(part) for part in pattern(value)]
+        one = plain(value)  # a number becomes a list, where only that will do, in the config
+        return [one] if isinstance(one, str) and str not in get_args(hint) else one
     return plain(value)
 
 
@@ -95,9 +97,12 @@ def plain(value: str) -> Any:
 
 def pattern(value: str) -> str | list[str]:
     """
-    >>> pattern("all-linear"), pattern("q_proj"), pattern("q_proj,v_proj"), pattern(".*attn.*")
-    ('all-linear', ['q_proj'], ['q_proj', 'v_proj'], '.*attn.*')
+    >>> pattern("all-linear"), pattern("q_proj"), pattern("q_proj,v_proj"), pattern(".*attn.*"), pattern("[]")
+    ('all-linear', ['q_proj'], ['q_proj', 'v_proj'], '.*attn.*', [])
     """
+    listed = plain(value)
+    if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
+        return listed
     if "," in value:
         return [part.strip() for part in value.split(",") if part.strip()]
     return [value] if PLAIN_NAME.fullmatch(value) else value

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from functools import cache
+from typing import Any, ClassVar, Self, get_origin, get_type_hints
 
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.patterns import Pattern, by_path, check_keys, target_leaves
@@ -14,7 +16,8 @@ from minitorch_peft.peft.patterns import Pattern, by_path, check_keys, target_le
 class PeftConfig:
     """Base of every method's config. ``peft_type`` is ``peft``'s name of the method, or ours where it has none.
 
-    Tuples and sets become lists, so that a config is the same before and after a JSON file.
+    Tuples and sets become lists, so that a config is the same before and after a JSON file; and so does one number
+    where a list of them is wanted. ValueError for what is not of its kind.
     """
 
     peft_type: ClassVar[str]
@@ -24,6 +27,8 @@ class PeftConfig:
             value = getattr(self, f.name)
             if isinstance(value, tuple | set | frozenset):
                 setattr(self, f.name, list(value) if isinstance(value, tuple) else sorted(value))
+        for name, hint in hints_of(type(self)).items():
+            setattr(self, name, of_kind(name, getattr(self, name), hint))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, with ``peft_type``; the inverse of :meth:`from_dict`."""
@@ -38,6 +43,61 @@ class PeftConfig:
             has = f"it has: {', '.join(known)}" if known else "it has no settings"
             raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; {has}")
         return cls(**settings)
+
+
+@cache
+def hints_of(config: type[PeftConfig]) -> dict[str, Any]:
+    """Setting to type hint."""
+    hints = get_type_hints(config)
+    return {f.name: hints[f.name] for f in fields(config)}
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def are_whole(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_whole, value))
+
+
+KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("True or False", lambda v: isinstance(v, bool)),
+    float: ("a number", is_number),
+    float | None: ("a number or None", lambda v: v is None or is_number(v)),
+    list[int]: ("a list of whole numbers", are_whole),
+    int | list[int] | None: ("whole numbers or None", lambda v: v is None or is_whole(v) or are_whole(v)),
+}
+"""What a hint says in words, and what it allows. Where a method knows better words for one, it has a check itself."""
+
+
+def of_kind(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` has it; ValueError where it is of another kind.
+
+    >>> of_kind("leave_out", 0, list[int]), of_kind("layers", 2, str | list[int])
+    ([0], [2])
+    """
+    if is_whole(value) and hint in (list[int], str | list[int]):
+        return [value]
+    words, allows = KINDS.get(hint, ("", lambda v: True))
+    if get_origin(hint) is dict:
+        words, allows = "a dict from names to values", lambda v: isinstance(v, dict)
+    if not allows(value):
+        raise ValueError(f"{name} must be {words}, got {value!r}")
+    return value
+
+
+def check_count(name: str, value: Any) -> None:
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_positive(name: str, value: Any, other: str = "") -> None:
+    if not is_number(value) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, {other}got {value!r}")
 
 
 @dataclass
@@ -64,11 +124,9 @@ class LowRankConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for r in (self.r, *self.rank_pattern.values()):
-            if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-                raise ValueError(f"r must be a whole number of at least 1, got {r!r}")
+            check_count("r", r)
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            if not isinstance(alpha, int | float) or not (math.isfinite(alpha) and alpha > 0):
-                raise ValueError(f"lora_alpha must be a positive number, got {alpha!r}")
+            check_positive("lora_alpha", alpha)
         if self.target_modules is None:
             raise ValueError('target_modules must name layers: a list of names, a regex, or "all-linear"')
 

@@ -110,6 +110,8 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(base, letters, t
         (["--set", "r=999"], ["r=999"]),
         (["--set", "use_rslora=maybe"], ["true or false"]),
         (["--set", "target_modules=q_prj"], ["q_prj", "q_proj"]),
+        (["--method", "loreft", "--set", "layers=2"], ["layers=[2]: expected", "0 to 1"]),
+        (["--set", "rank_pattern=2"], ["rank_pattern must be a dict from names to values, got 2"]),
         (["--method", "bitfit", "--set", "target_parameters=q_proj.weight"], ["q_proj.weight"]),
         (["--length", POSITIONS + 1], [f"--length {POSITIONS + 1}", f"{POSITIONS} positions"]),
         (["--schedule", "steep"], ["steep", "linear"]),
@@ -226,6 +228,11 @@ def test_settings_take_the_type_of_their_field():
         ('["o_proj"]', ("o_proj",)),
     ):
         assert config_from("lora", [f"llm_int8_skip_modules={text}"])[1].llm_int8_skip_modules == names
+    assert config_from("seq_bn", ["leave_out=0"])[0].leave_out == [0]
+    for text, layers in (("2", [2]), ("0,2", [0, 2]), ("all", "all")):
+        assert config_from("loreft", [f"layers={text}"])[0].layers == layers
+    assert config_from("ia3", ["feedforward_modules=[]"])[0].feedforward_modules == []
+    assert config_from("lora", ["target_modules=[qv]_proj"])[0].target_modules == "[qv]_proj"
     assert config_from("LORA", ["use_rslora=true"])[0].use_rslora is True
     assert config_from("lora", ["target_modules=.*attn.*"])[0].target_modules == ".*attn.*"
 

@@ -216,6 +216,8 @@ def test_a_learned_scaling_starts_at_one():
         ({"reduction_factor": 0}, "reduction_factor must be a positive number, got 0"),
         ({"bottleneck_size": 0}, "bottleneck_size must be a whole number of at least 1, got 0"),
         ({"bottleneck_size": 2.0}, "got 2.0"),
+        ({"leave_out": [True]}, r"leave_out must be a list of whole numbers, got \[True\]"),
+        ({"mh_adapter": "no"}, "mh_adapter must be True or False, got 'no'"),
         ({"non_linearity": "sine"}, "unknown non_linearity 'sine'; known: gelu, .*swish"),
         ({"scaling": "some"}, r"scaling must be a positive number, or one of \('learned', 'channel'\), got 'some'"),
         ({"scaling": float("nan")}, "got nan"),
@@ -225,6 +227,10 @@ def test_a_learned_scaling_starts_at_one():
 def test_settings_are_checked_at_once(settings, message):
     with pytest.raises(ValueError, match=message):
         SeqBnConfig(**settings)
+
+
+def test_one_number_is_a_list_of_one():
+    assert SeqBnConfig(leave_out=0) == SeqBnConfig(leave_out=[0])
 
 
 @pytest.mark.parametrize(

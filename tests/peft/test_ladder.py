@@ -232,7 +232,9 @@ def test_the_shape_of_the_side_network():
         ("gpt2", {"reduction_factor": 0}, "at least 1, got 0"),
         ("gpt2", {"reduction_factor": 5}, "does not divide the width 32: 2, 4, 8, 16, 32 do"),
         ("llama", {"reduction_factor": 32}, "leaves a width of 1, and rotary positions need an even one"),
-        ("gpt2", {"gate_temperature": 0}, "must be positive, got 0"),
+        ("gpt2", {"reduction_factor": True}, "at least 1, got True"),
+        ("gpt2", {"gate_temperature": 0}, "gate_temperature must be a positive number, got 0"),
+        ("gpt2", {"gate_temperature": "x"}, "gate_temperature must be a number, got 'x'"),
     ],
 )
 def test_bad_settings_say_what_would_be_valid(family, settings, message):

@@ -200,6 +200,10 @@ def test_dropout_falls_on_edited_places_only():
         ({"layers": [2]}, r"layers=\[2\]: expected \"all\" or numbers of blocks, 0 to 1"),
         ({"layers": []}, r"layers=\[\]: expected"),
         ({"layers": "none"}, "layers='none': expected"),
+        ({"layers": 2}, r"layers=\[2\]: expected"),
+        ({"layers": [[0]]}, r"layers=\[\[0\]\]: expected"),
+        ({"layers": 0.5}, "layers=0.5: expected"),
+        ({"prefix_positions": False}, "count tokens, got False and 0"),
         ({"r": 33}, "r=33 is above the width of the hidden states, 32"),
     ],
 )

@@ -26,7 +26,6 @@ frozen and may be another one tomorrow (MAD-X, Pfeiffer et al. 2020). The parall
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,7 +33,7 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import ForwardContext, Linear, Module, init
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, check_count, check_positive
 from minitorch_peft.peft.function.bottleneck_function import NON_LINEARITIES, bottleneck
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.registry import Method, register
@@ -84,9 +83,8 @@ class BnConfig(PeftConfig):
                 "an adapter needs a place: set mh_adapter (attention), output_adapter (feed-forward) or both"
             )
         check_positive("reduction_factor", self.reduction_factor)
-        size = self.bottleneck_size
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError(f"bottleneck_size must be a whole number of at least 1, got {size!r}")
+        if self.bottleneck_size is not None:
+            check_count("bottleneck_size", self.bottleneck_size)
         if self.non_linearity not in NON_LINEARITIES:
             raise ValueError(f"unknown non_linearity {self.non_linearity!r}; known: {', '.join(NON_LINEARITIES)}")
         if self.scaling not in SCALINGS:
@@ -109,11 +107,6 @@ class BnConfig(PeftConfig):
             raise ValueError(f"leave_out={self.leave_out}: expected some, not all, of the blocks 0..{len(blocks) - 1}")
         wanted = [name for name, here in (("attn", self.mh_adapter), ("mlp", self.output_adapter)) if here]
         return [f"blocks.{i}.{name}" for i in blocks if i not in self.leave_out for name in wanted]
-
-
-def check_positive(name: str, value: Any, other: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive number, {other}got {value!r}")
 
 
 @dataclass

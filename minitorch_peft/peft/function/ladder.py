@@ -30,7 +30,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.models.gpt import Block, make_norm
 from minitorch_peft.nn import ForwardContext, Linear, Module, ModuleList, init
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, check_count, check_positive
 from minitorch_peft.peft.function.ladder_pass import side_context
 from minitorch_peft.peft.function.ladder_start import kept_channels, pruned_block, side_config, start
 from minitorch_peft.peft.inject import inject
@@ -59,10 +59,8 @@ class LadderConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.reduction_factor, int) or self.reduction_factor < 1:
-            raise ValueError(f"reduction_factor must be a whole number of at least 1, got {self.reduction_factor!r}")
-        if not self.gate_temperature > 0:
-            raise ValueError(f"gate_temperature must be positive, got {self.gate_temperature!r}")
+        check_count("reduction_factor", self.reduction_factor)
+        check_positive("gate_temperature", self.gate_temperature)
 
 
 class LadderLayer(Around):

@@ -28,7 +28,7 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Dropout, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, are_whole, check_count, is_whole
 from minitorch_peft.peft.function.orthonormal import nearest_orthonormal, orthonormal
 from minitorch_peft.peft.function.places import NOWHERE, marked, places
 from minitorch_peft.peft.inject import inject
@@ -66,9 +66,8 @@ class LoReftConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         prefix, suffix = self.prefix_positions, self.suffix_positions
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
-            raise ValueError(f"r must be a whole number of at least 1, got {self.r!r}")
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (prefix or 0, suffix)):
+        check_count("r", self.r)
+        if any(not is_whole(n) or n < 0 for n in (0 if prefix is None else prefix, suffix)):
             raise ValueError(f"prefix_positions and suffix_positions count tokens, got {prefix!r} and {suffix!r}")
         if (prefix == 0 and suffix == 0) or (prefix is None and suffix):
             raise ValueError("edit some tokens: the first, the last or both; or all (prefix_positions=None) alone")
@@ -76,7 +75,7 @@ class LoReftConfig(PeftConfig):
     def blocks(self, model: GPT) -> list[int]:
         """The numbers of the chosen blocks; ValueError for one that the model has not."""
         have, wanted = range(model.config.n_layer), self.layers
-        if wanted != "all" and (isinstance(wanted, str) or not wanted or not set(wanted) <= set(have)):
+        if wanted != "all" and not (are_whole(wanted) and wanted and set(wanted) <= set(have)):
             raise ValueError(f'layers={wanted!r}: expected "all" or numbers of blocks, 0 to {len(have) - 1}')
         if self.r > model.config.n_embd:
             raise ValueError(f"r={self.r} is above the width of the hidden states, {model.config.n_embd}")

@@ -25,6 +25,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.models.gpt import MLP
 from minitorch_peft.nn import ForwardContext, Module, ModuleList, init
 from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.config import check_count
 from minitorch_peft.peft.function.routing import Routed, RoutedConfig, RoutedLayer, Router
 from minitorch_peft.peft.inject import base_module, inject
 from minitorch_peft.peft.registry import Method, register
@@ -52,8 +53,8 @@ class MoEConfig(RoutedConfig):
         super().__post_init__()
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r}: expected one of {MODES}")
-        if self.expert_size is not None and (not isinstance(self.expert_size, int) or self.expert_size < 1):
-            raise ValueError(f"expert_size must be a whole number of at least 1, got {self.expert_size!r}")
+        if self.expert_size is not None:
+            check_count("expert_size", self.expert_size)
         if self.mode == "replace" and (self.expert_size is not None or self.top_k == 1):
             raise ValueError(
                 'mode="replace" starts from copies of the MLP whose gates sum to 1: leave expert_size out, and let '
