@@ -18,6 +18,9 @@ from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.inject import base_buffers, base_module, base_parameters, replace_base_module
 from minitorch_peft.peft.standins import StandIns
 
+ROUNDINGS = 1000
+"""Roundings of the base's dtype, relative to the logits: what lies above them is no rounding."""
+
 
 @dataclass(frozen=True)
 class MergeCertificate:
@@ -86,7 +89,7 @@ class Merger:
                 "has its own copy now",
                 stacklevel=3,
             )
-        return MergeCertificate(
+        certificate = MergeCertificate(
             layers=len(self.before | self.parameters_before) + sum(len(a.selected) for a in self.adapters),
             weight_difference=self.rounding,
             logit_difference=float(np.abs(merged - unmerged).max(initial=0)),
@@ -96,6 +99,15 @@ class Merger:
             untied=self.tied is not None,
             requantized=len(self.stand_ins.pairs) if self.requantize else 0,
         )
+        rounding = ROUNDINGS * float(np.finfo(self.adapters[0].dtype).eps)
+        if not self.requantize and certificate.relative_logit_difference > rounding:
+            warnings.warn(
+                f"the merged model is not the unmerged one: its logits differ by "
+                f"{certificate.relative_logit_difference:.1g}, where rounding would give at most {rounding:.1g}; "
+                "unmerge_adapter(), and merge these adapters one at a time to see which it is",
+                stacklevel=3,
+            )
+        return certificate
 
     def unmerge(self) -> None:
         """Put back every array, and every layer in four bits, that was there before the merge."""

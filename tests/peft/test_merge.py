@@ -195,3 +195,19 @@ def test_modes_are_kept():
 def test_merging_needs_only_a_few_positions():
     small = GPT(GPTConfig(vocab_size=5, n_positions=1, n_embd=4, n_layer=1, n_head=1))
     assert get_peft_model(small, LoraConfig(r=1)).merge_adapter().restores_base
+
+
+def test_a_merge_that_changes_the_outputs_warns(monkeypatch):
+    p = adapted(QV)
+    layer = p.adapters["default"].wrappers["blocks.1.attn.q_proj"]
+    effective = layer.effective
+    monkeypatch.setattr(layer, "effective", lambda weight: 1.02 * effective(weight))
+    with pytest.warns(UserWarning, match="the merged model is not the unmerged one: its logits differ by") as caught:
+        certificate = p.merge_adapter()
+    assert certificate.relative_logit_difference > 2e-4 and caught[0].filename == __file__
+    p.unmerge_adapter()
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in (np.float16, np.float32, np.float64):
+            adapted(QV, dtype=dtype).merge_adapter()
