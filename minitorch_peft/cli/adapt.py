@@ -69,6 +69,7 @@ def adapt(
     from minitorch_peft.training import TrainConfig, train
 
     screen = Screen(json)
+    check_adaptable(method)
     config, quantization = config_from(method, setting or [])
     model, quantization = load_base_as(base, quantization, stored_settings(setting or []))
     check_length(length, model)
@@ -116,6 +117,18 @@ def load_texts(corpus: str, text: Path | None, tokenizer: Tokenizer, batch_size:
         measured = {split: pack_split(corpus, split, tokenizer) for split in ("held_out", "out_of_domain")}
         measured["modern"] = pack_split("web", "held_out", tokenizer)
     return Texts(train, measured, batch_size, length)
+
+
+NOT_HERE = ("gist", "fusion", "p_tuning_v2")
+
+
+def check_adaptable(method: str) -> None:
+    """CommandError for a method of which modelling a text would train nothing that is its own."""
+    from minitorch_peft.analysis.field import NOT_COMPARED
+    from minitorch_peft.cli.settings import registered
+
+    if (name := registered(method)) in NOT_HERE:
+        raise CommandError(f"{method} is for Python only, adapt cannot train it: {NOT_COMPARED[name]}", USAGE)
 
 
 def usual_rate(method: str) -> float:

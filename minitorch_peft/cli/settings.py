@@ -66,6 +66,11 @@ def contender(method: str) -> Contender:
     return named[method]
 
 
+def registered(method: str) -> str:
+    """The registry's name of what ``method`` names, a contender's too."""
+    return method_named(contender(method).method).name
+
+
 def parse(text: str, value: str, hint: Any) -> Any:
     """``value`` as ``hint`` wants it; commas make a list, and so does one plain name where patterns stand."""
     kinds = {int: "a whole number", float: "a number", bool: "true or false"}

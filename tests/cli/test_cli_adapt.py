@@ -130,6 +130,9 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(base, letters, t
         ),
         (["--method", "lora", "--set", "use_dora=true"], ["this is the method 'dora' then, not 'lora'"]),
         (["--method", "moe_replace", "--set", "mode=parallel"], ["mode='parallel'", "'moe' then, not 'moe_replace'"]),
+        (["--method", "gist"], ["gist is for Python only", "it compresses prompts, and there is none here"]),
+        (["--method", "ADAPTER_FUSION"], ["for Python only", "it mixes adapters that were trained before"]),
+        (["--method", "p_tuning_v2"], ["p_tuning_v2 is for Python only", "a classification head"]),
         (["--method", "bitfit", "--set", "load_in_8bit=true"], ["load_in_8bit=true", "for the base: load_in_4bit"]),
     ],
 )
