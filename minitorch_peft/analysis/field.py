@@ -170,3 +170,6 @@ NOT_COMPARED: dict[str, str] = {
     "moe_replace": "it trains two copies or more of every MLP: more numbers than full fine-tuning",
 }
 """Methods that have no place in a comparison of language modelling, and why."""
+
+RATES: dict[str, float] = {}
+"""By method, the rate that the stored comparison found for its paper's defaults: what ``adapt`` starts with."""

@@ -132,13 +132,19 @@ def check_adaptable(method: str) -> None:
 
 
 def usual_rate(method: str) -> float:
-    """The rate that ``compare`` found for the method."""
-    from minitorch_peft.analysis.contenders import CONTENDERS
+    """The rate that ``compare`` found for the method, or the comparison of the whole field."""
+    from minitorch_peft.analysis import contenders, field
+    from minitorch_peft.cli.settings import registered
 
-    for contender in sorted(CONTENDERS, key=lambda c: c.name != method):  # one of that name before one of that method
-        if method in (contender.name, contender.method):
+    name = registered(method)
+    for contender in sorted(contenders.CONTENDERS, key=lambda c: c.name != method):  # of that name, then of that method
+        if contender.name == method or contender.method == name:
             return contender.lr
-    raise CommandError(f"--lr is needed: no rate is known for {method!r} (try 0.01)", USAGE)
+    if name in field.RATES:
+        return field.RATES[name]
+    raise CommandError(
+        f"--lr is needed: no rate is known for {method!r} (try 0.01; prompts and prefixes need 0.1 to 0.3)", USAGE
+    )
 
 
 def measure(model: GPT | PeftModel, texts: Texts, eval_rows: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cli_cases import POSITIONS, adapt_options, make_base
 
+from minitorch_peft.cli.adapt import usual_rate
 from minitorch_peft.cli.settings import config_from
 from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.formats.files import read_arrays, read_json
@@ -144,8 +145,17 @@ def test_bad_settings_are_usage_errors(run, options, words):
 
 def test_a_method_without_a_known_rate_needs_one(call, base, letters, monkeypatch):
     monkeypatch.setattr("minitorch_peft.analysis.contenders.CONTENDERS", ())
+    monkeypatch.setattr("minitorch_peft.analysis.field.RATES", {"prompt_tuning": 0.2})
     done = call("adapt", "--base", base, "--text", letters, "--length", 16)
-    assert done.code == 2 and "--lr is needed" in done.error
+    assert done.code == 2
+    assert "--lr is needed: no rate is known for 'lora'" in done.error and "prompts and prefixes" in done.error
+
+
+def test_usual_rates(monkeypatch):
+    monkeypatch.setattr("minitorch_peft.analysis.field.RATES", {"prompt_tuning": 0.2, "lora": 7.0})
+    assert usual_rate("prompt_tuning") == usual_rate("PROMPT_TUNING") == 0.2
+    assert usual_rate("lora") == usual_rate("LORA") == usual_rate("lora-r4") == 0.01
+    assert usual_rate("top-layer") == 0.01 and usual_rate("bitfit") == 0.12
 
 
 def test_an_unknown_translation_is_a_usage_error(call, base):
