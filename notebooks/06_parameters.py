@@ -466,8 +466,8 @@ print("in all four blocks:", by_kind)
 assert max(by_kind["q_proj"], by_kind["k_proj"]) <= 2 and min(by_kind[kind] for kind in LINEAR[2:]) >= 12
 
 # %% [markdown]
-# Queries and keys lose nearly all of their ranks, values, outputs and the MLP share them: to speak another English,
-# what is said must change, and where to look need not.
+# Queries and keys lose nearly all of their ranks; values, outputs and the MLP share them. It is as if another English
+# changed what is said, and hardly where to look.
 #
 # ## Diff pruning: learn where to differ
 # LoRA's change is small because its rank is. Diff pruning (Guo et al. 2021) wants a change that is *zero* almost
@@ -510,7 +510,7 @@ assert np.isclose(model.penalty().item(), 1e-3 * (4 * 2 * 128) / (1 + np.exp(-5)
 # - *additive*, as above;
 # - *magnitude*: no gates, $w$ is pruned by $|w|$ alone;
 # - *masked*: $\theta' = z \circ \theta + z \circ w$, so that the model itself becomes sparse,
-#   $\theta \circ b + \varphi$. Here half of the weights stay: to keep 5 % of the weights would destroy the model.
+#   $\theta \circ b + \varphi$. Here half of the weights stay.
 
 # %%
 FIX = 10
@@ -560,6 +560,8 @@ right.legend(fontsize=8, title="bits per byte at the end", title_fontsize=8)
 plt.tight_layout()
 plt.show()
 jump = {v: losses[f"diff pruning, {v}"][FIX] - losses[f"diff pruning, {v}"][FIX - 1] for v in ("additive", "magnitude")}
+magnitude = losses["diff pruning, magnitude"]
+assert 0.35 < jump["magnitude"] / (magnitude[0] - magnitude[FIX - 1]) < 0.75, "about half"
 assert (
     0 < jump["additive"] < jump["magnitude"] - 0.2
     and bits["diff pruning, additive"] < bits["diff pruning, magnitude"] - 0.2
@@ -570,9 +572,9 @@ assert abs(bits["diff pruning, additive"] - bits["random mask of 5 %"]) < 0.06
 # %% [markdown]
 # The penalty has shut most gates more often than not, and the loss holds some of them open: those that count. Without
 # gates, Adam moves every entry by about the same amount at first, so that $|w|$ says little, and cutting 95 % of it
-# costs most of what was learned. With gates the model has been used to many of them being shut. But twenty steps are
-# few to find places in (the paper takes thousands): a mask drawn at random, which trains its places from the first
-# step on, does as well here.
+# costs about half of what was learned. With gates the model has been used to many of them being shut. But twenty
+# steps are few to find places in (the paper takes thousands): a mask drawn at random, which trains its places from
+# the first step on, does as well here.
 #
 # ## All of them, side by side
 # First the spectrum of every $\Delta W$ of the values' projection and of the MLP's first layer: the rank is written
@@ -628,4 +630,4 @@ assert min(bits.values()) == bits["full"]
 # %% [markdown]
 # **Try it yourself.** Give LoRA $r=1$ on VeRA's targets: it then has exactly as many parameters. Which does better, and
 # which at $r=512$? Then let AdaLoRA choose with `target_r=1`, and give plain LoRA the ranks that it found
-# (`rank_pattern`): is it the ranks that help, or how they were found?
+# (`rank_pattern`; leave out the layers that have none): is it the ranks that help, or how they were found?
