@@ -71,7 +71,7 @@ learned = {year: pack_split(name, "train", tokenizer) for year, name in YEARS.it
 held_out = {year: pack_split(name, "held_out", tokenizer) for year, name in YEARS.items()}
 texts = {year: Texts(learned[year], held_out, batch_size=4, length=128) for year in YEARS}
 base = GPT.from_pretrained("tiny")
-untouched = texts["1395"].bits_per_byte(base, "1395", limit=32)
+untouched = texts["1395"].bits_per_byte(base, "1395", limit=20)
 print(f"the base: {untouched:.2f} bits per byte on the English of 1395; {base.num_parameters():,} parameters")
 bits, sizes = {}, {}
 
@@ -81,7 +81,7 @@ def adapt(name, config, lr, watch=None):
     model = get_peft_model(GPT.from_pretrained("tiny"), config)
     progress = None if watch is None else lambda report: watch(model.adapters["default"])
     train(model, texts["1395"].batches(seed=0), TrainConfig(steps=20, lr=lr, warmup=3), progress=progress)
-    bits[name], sizes[name] = texts["1395"].bits_per_byte(model, "1395", limit=32), count(model)
+    bits[name], sizes[name] = texts["1395"].bits_per_byte(model, "1395", limit=20), count(model)
     print(f"{name:18s} {sizes[name]:9,} trainable parameters, {bits[name]:.2f} bits per byte")
     assert bits[name] < untouched - 0.2, "it learns"
     assert not model.changed_since_wrapped(), "and the base is what it was"
@@ -178,7 +178,8 @@ for name, config in FORMS.items():
         u = F.relu(F.linear(read, layer.adapter_down.weight, layer.adapter_down.bias))
         by_hand = h + config.scaling * F.linear(u, layer.adapter_up.weight, layer.adapter_up.bias)
         assert np.allclose(layer(x, ForwardContext()).data, by_hand.data, atol=1e-4)
-assert all(gradients_hold(kind(bottleneck_size=3, non_linearity="gelu")) for kind in map(type, FORMS.values()))
+for kind in (DoubleSeqBnConfig, SeqBnConfig, ParBnConfig):
+    assert gradients_hold(kind(bottleneck_size=3, non_linearity="gelu"))
 
 # %% [markdown]
 # How large is what each adapter adds, beside the hidden state that it is added to?
@@ -241,9 +242,9 @@ for spread in spreads:
     for name, p in model.trainable_parameters().items():
         if ".weight" in name:
             p.data[...] = spread * rng.standard_normal(p.shape)
-    started.append(texts["1395"].bits_per_byte(model, "1395", limit=32))
+    started.append(texts["1395"].bits_per_byte(model, "1395", limit=20))
     train(model, texts["1395"].batches(seed=0), TrainConfig(steps=20, lr=1e-2, warmup=3))
-    ended.append(texts["1395"].bits_per_byte(model, "1395", limit=32))
+    ended.append(texts["1395"].bits_per_byte(model, "1395", limit=20))
 fig, ax = plt.subplots(figsize=(6.4, 3.4))
 ax.semilogx(spreads, started, "o--", label="before training")
 ax.semilogx(spreads, ended, "o-", label="after 20 steps")
@@ -267,7 +268,7 @@ assert abs(ended[1] - ended[0]) < 0.1, "below 0.1 it does not matter"
 # %%
 MAM = MAMConfig(num_virtual_tokens=8, prefix_projection=False, bottleneck_size=16)
 assert gradients_hold(MAMConfig(num_virtual_tokens=3, prefix_projection=False, bottleneck_size=3, non_linearity="gelu"))
-noise = texts["1395"].bits_per_byte(get_peft_model(GPT.from_pretrained("tiny"), MAM), "1395", limit=32)
+noise = texts["1395"].bits_per_byte(get_peft_model(GPT.from_pretrained("tiny"), MAM), "1395", limit=20)
 print(f"before training: {noise:.2f} bits per byte, the base {untouched:.2f}: a prefix starts as noise")
 mam = adapt("MAM", MAM, lr=1e-2)
 assert sizes["MAM"] == sizes["scaled parallel"] + 4 * 2 * 8 * C, "a key and a value of C numbers: 8 for each block"
@@ -292,7 +293,7 @@ reading = {}
 for lower in YEARS:
     stack.set_adapter(f"dialect_{lower}", train=())
     for here in YEARS:
-        reading[here, lower] = texts[here].bits_per_byte(stack, here, limit=32)
+        reading[here, lower] = texts[here].bits_per_byte(stack, here, limit=20)
         print(f"the adapter of {lower} reads the English of {here}: {reading[here, lower]:.2f} bits per byte")
 assert reading["1395", "1395"] < reading["1395", "1525"] and reading["1525", "1525"] < reading["1525", "1395"]
 
@@ -309,7 +310,7 @@ def scrambled(corpus):
 
 def pairs(year, split):
     corpus = load_corpus(YEARS[year]).split(split)
-    corpus = Corpus(corpus.name, dict(list(corpus.comparable().verses.items())[:3000]))
+    corpus = Corpus(corpus.name, dict(list(corpus.comparable().verses.items())[:2000]))
     return Pairs.from_corpora(scrambled(corpus), corpus, tokenizer, 64)
 
 
@@ -379,12 +380,12 @@ assert all(lost[year, year] < lost[year, None] - 0.1 for year in YEARS), "the di
 stack.add_adapter("fusion", AdapterFusionConfig([f"dialect_{year}" for year in YEARS]))
 stack.set_adapter("fusion")
 assert count(stack) == 8 * (3 * C * C + C), "at 8 places: W_Q, W_K, W_V, and one bias"
-mean = {year: texts[year].bits_per_byte(stack, year, limit=32) for year in YEARS}
+mean = {year: texts[year].bits_per_byte(stack, year, limit=20) for year in YEARS}
 batches = [texts[year].batches(seed=1) for year in YEARS]
 train(stack, lambda i: batches[i % 2](i // 2), TrainConfig(steps=40, lr=3e-3, warmup=5))
 assert [frozen(stack, f"dialect_{year}") for year in YEARS] == before
 stack.eval()
-fused = {year: texts[year].bits_per_byte(stack, year, limit=32) for year in YEARS}
+fused = {year: texts[year].bits_per_byte(stack, year, limit=20) for year in YEARS}
 for year in YEARS:
     print(
         f"the English of {year}: its own adapter {reading[year, year]:.2f}, the mean of both {mean[year]:.2f}, "
