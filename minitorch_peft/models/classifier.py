@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models.config import GPTConfig
 from minitorch_peft.models.inputs import as_array, as_ids
 from minitorch_peft.nn import ForwardContext, Linear, Module, init
+
+if TYPE_CHECKING:
+    from minitorch_peft.peft.findings import Report
 
 POOLINGS = ("last", "mean")
 
@@ -48,6 +51,7 @@ class SequenceClassifier(Module):
         self.pooling = pooling
         self.score = Linear(config.n_embd, num_labels, False, init.normal(config.initializer_range))
         init.initialize(self.score, seed, "score.")
+        self.score.astype(next(p.dtype for _, p in model.named_parameters()))
 
     @property
     def config(self) -> GPTConfig:
@@ -96,6 +100,18 @@ class SequenceClassifier(Module):
             return h[np.arange(len(tokens)), T - 1 - tokens[:, ::-1].argmax(axis=1)]
         share = tokens / tokens.sum(axis=1, keepdims=True)
         return (h * Tensor(share[:, :, None].astype(h.dtype))).sum(1)
+
+    def check(self, batch: Mapping[str, Any]) -> Report:
+        """What would fail silently in training on such batches; see :func:`minitorch_peft.peft.check.check`.
+
+        TypeError where the model has no adapters.
+        """
+        from minitorch_peft.peft.check import check_classifier
+
+        if not hasattr(self.model, "check"):
+            kind = type(self.model).__name__
+            raise TypeError(f"the classifier's model is a {kind} without adapters: there is nothing to check")
+        return check_classifier(self, batch)
 
     # -- hooks: the trainer calls them, the adapters of the model have them -----------------------------------
     def _hand_on(self, hook: str, *arguments: Any) -> Any:

@@ -14,18 +14,17 @@ import numpy as np
 
 from minitorch_peft.autograd.tensor import no_grad
 from minitorch_peft.formats.files import FileFormatError
-from minitorch_peft.models.inputs import as_array
-from minitorch_peft.nn import mode_of
+from minitorch_peft.nn import Module, mode_of
+from minitorch_peft.peft.batch_check import usable_classes, usable_labels
 from minitorch_peft.peft.findings import Finding, Report, failure, remark
 from minitorch_peft.peft.interop import some
 from minitorch_peft.peft.settings_check import settings_findings
-from minitorch_peft.peft.trial import Gradients, layers_that_disagree, trial_copy, try_steps
+from minitorch_peft.peft.trial import Gradients, layers_that_disagree, trial_copies, trial_copy, try_steps
 
 if TYPE_CHECKING:
+    from minitorch_peft.models import SequenceClassifier
     from minitorch_peft.peft.adapter import Adapter
     from minitorch_peft.peft.model import PeftModel
-
-IGNORED = -100
 
 
 def check(peft_model: PeftModel, batch: Mapping[str, Any]) -> Report:
@@ -46,17 +45,36 @@ def check(peft_model: PeftModel, batch: Mapping[str, Any]) -> Report:
     FAILURE labels-ignored at labels: none of them is a target, all are -100 or stand at the first position
         do: give the answer's tokens their ids; a prompt that fills the rows leaves nothing to learn
     """
-    batch, labels = usable_labels(batch)
-    copy = trial_copy(peft_model)
+    batch, labels = usable_labels(peft_model, batch)
+    return report(peft_model, peft_model, batch, labels)
+
+
+def check_classifier(classifier: SequenceClassifier, batch: Mapping[str, Any]) -> Report:
+    """The same of a classifier whose model has adapters; the arguments of its forward are the batch.
+
+    >>> from minitorch_peft.models import GPT, GPTConfig, SequenceClassifier
+    >>> from minitorch_peft.peft import LoraConfig, get_peft_model
+    >>> base = GPT(GPTConfig(vocab_size=97, n_positions=64, n_embd=64, n_layer=3, n_head=4))
+    >>> classifier = SequenceClassifier(get_peft_model(base, LoraConfig(r=4)), num_labels=2)
+    >>> classifier.check({"input_ids": np.arange(10).reshape(2, 5), "labels": [0, 1]}).ok
+    True
+    """
+    batch, labels = usable_classes(batch)
+    return report(classifier, classifier.model, batch, [*labels, *head_findings(classifier)])
+
+
+def report(model: Module, peft_model: PeftModel, batch: Mapping[str, Any], before: Sequence[Finding]) -> Report:
+    """All findings of ``model``, which is ``peft_model`` or has it; ``before`` are those of the batch."""
+    copy, adapted_copy = trial_copies(model, peft_model)
     gradients = try_steps(copy, batch)
     return Report(
         (
             *adapter_findings(peft_model, batch),
             *base_findings(peft_model),
             *(f for adapter in peft_model.adapters.values() for f in settings_findings(adapter)),
-            *labels,
-            *gradient_findings(peft_model, gradients),
-            *scaling_findings(peft_model, copy),
+            *before,
+            *gradient_findings(model, peft_model, gradients),
+            *scaling_findings(peft_model, adapted_copy),
         )
     )
 
@@ -106,43 +124,22 @@ def base_findings(peft_model: PeftModel) -> Iterator[Finding]:
             yield remark("tied-weights", name, problem, advice)
 
 
-# -- the batch -----------------------------------------------------------------------------------------------
-def usable_labels(batch: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """The batch with labels that a trial can use, and what is wrong with its own."""
-    ids, labels = batch.get("input_ids"), batch.get("labels")
-    if ids is None:
-        raise ValueError(f"a batch has input_ids and labels, this one has {', '.join(batch) or 'nothing'}")
-    ids = np.atleast_2d(as_array(ids))
-    if labels is None:
-        advice = "labels=input_ids for language modelling: the model shifts them itself"
-        return {**batch, "labels": ids}, [failure("labels-missing", "labels", "there is no loss without them", advice)]
-    targets = np.atleast_2d(as_array(labels)) != IGNORED
-    if not targets[:, 1:].any():
-        problem = "none of them is a target, all are -100 or stand at the first position"
-        advice = "give the answer's tokens their ids; a prompt that fills the rows leaves nothing to learn"
-        return {**batch, "labels": ids}, [failure("labels-ignored", "labels", problem, advice)]
-    return dict(batch), list(label_remarks(targets, batch.get("attention_mask")))
-
-
-def label_remarks(targets: np.ndarray, mask: Any) -> Iterator[Finding]:
-    if empty := int((~targets[:, 1:].any(axis=1)).sum()):
-        problem = f"{empty} of {len(targets)} rows have no target"
-        yield remark("rows-without-target", "labels", problem, "cut prompts shorter, or leave these rows out")
-    padding = None if mask is None else np.atleast_2d(as_array(mask)) == 0
-    if padding is not None and padding.shape == targets.shape and (on := int((targets & padding).sum())):
-        problem, advice = f"{on} targets are padding", "set labels to -100 where attention_mask is 0"
-        yield remark("labels-on-padding", "labels", problem, advice)
+def head_findings(classifier: SequenceClassifier) -> Iterator[Finding]:
+    if not any(p.requires_grad for p in classifier.score.parameters()):
+        advice = "leave it if that is meant, else score.requires_grad_(True)"
+        yield remark("frozen-head", "score", "it does not train with the adapters", advice)
 
 
 # -- the trial -----------------------------------------------------------------------------------------------
-def gradient_findings(peft_model: PeftModel, found: Gradients) -> Iterator[Finding]:
-    bad = [n for n, p in peft_model.named_parameters() if not np.isfinite(p.data).all()]
+def gradient_findings(model: Module, peft_model: PeftModel, found: Gradients) -> Iterator[Finding]:
+    bad = [n for n, p in model.named_parameters() if not np.isfinite(p.data).all()]
     if bad or not found.finite:
         advice = "load or attach it again; if training made it so, lower the rate or clip gradients"
         yield failure("not-finite", some(bad) if bad else "loss", f"the loss is {found.loss}", advice)
         return
-    excused = {f"{n}.{name}" for name, a in peft_model.adapters.items() for n in without_gradient(a)}
-    names = [name for name in found.names if name not in excused]
+    own = (p for a in peft_model.adapters.values() for n, p in a.named_parameters().items() if n in without_gradient(a))
+    excused = {id(p) for p in own}
+    names = [name for name, p in model.named_parameters() if name in found.names and id(p) not in excused]
     if missing := [name for name in names if name not in found.reached]:
         problem = "no gradient reaches it: the loss of this batch does not depend on it"
         advice = "let its adapter act (set_adapter, adapter_names), and train what is used"

@@ -81,7 +81,6 @@ def load_classifier(
             classifier = SequenceClassifier(peft_model, len(head), **settings)
         except (TypeError, ValueError) as error:
             raise FileFormatError(files.directory / CONFIG, f"{OURS}: {error}", "correct it") from error
-        classifier.score.astype(peft_model.adapters[adapter_name].dtype)
         put({HEAD: classifier.score.weight.data}, {HEAD: head}, files.directory / WEIGHTS)
         peft_model.set_adapter(adapter_name, train=adapter_name if is_trainable else ())
         classifier.score.requires_grad_(is_trainable)

@@ -26,14 +26,22 @@ STEP = 1e-2
 
 def trial_copy(peft_model: PeftModel) -> PeftModel:
     """A copy with adapters of its own; the base's arrays are shared, and frozen in the copy: none is written to."""
+    return trial_copies(peft_model, peft_model)[1]
+
+
+def trial_copies(model: Any, peft_model: PeftModel) -> tuple[Any, PeftModel]:
+    """The same of a model that has ``peft_model``, or is it; and what ``peft_model`` became in it."""
     base = peft_model.base_model
     arrays = [*(p.data for _, p in base_parameters(base) if p.owner == "base"), *(a for _, a in base_buffers(base))]
-    copy = deepcopy(peft_model, {id(array): array for array in arrays})
+    memo: dict[int, Any] = {id(array): array for array in arrays}
+    copy = deepcopy(model, memo)
+    inside: PeftModel = memo[id(peft_model)]
     for _, p in copy.named_parameters():
         p.grad = None
+    for _, p in inside.named_parameters():
         if p.owner == "base":
             p.requires_grad_(False)
-    return copy
+    return copy, inside
 
 
 @dataclass
@@ -54,7 +62,7 @@ class Gradients:
         return bool(np.isfinite(self.loss))
 
 
-def try_steps(copy: PeftModel, batch: Mapping[str, Any]) -> Gradients:
+def try_steps(copy: Any, batch: Mapping[str, Any]) -> Gradients:
     """Up to ``STEPS`` steps along the gradient of what training minimises, until every parameter has had one.
 
     One is not enough: LoRA's A has the gradient zero as long as B is zero, which it is at the start only.

@@ -45,6 +45,13 @@ def test_the_head_has_huggingfaces_name_and_its_own_seed(model):
     assert np.array_equal(a.score.weight.data, SequenceClassifier(GPT(model.config), 2, seed=1).score.weight.data)
 
 
+def test_the_head_is_of_the_model_s_dtype(model):
+    plain = SequenceClassifier(model, 3).score.weight.data
+    head = SequenceClassifier(GPT(model.config).astype(np.float64), 3).score.weight.data
+    assert (plain.dtype, head.dtype) == (np.float32, np.float64)
+    np.testing.assert_array_equal(head, plain)
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_gradients(model, ids, pooling):
     classifier = SequenceClassifier(model, 3, pooling).astype(np.float64)

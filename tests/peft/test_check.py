@@ -10,6 +10,7 @@ import pytest
 from peft_cases import IDS, MASK, gpt, loss, optimizer_of, stirred, train
 
 from minitorch_peft.formats.files import read_arrays, write_arrays
+from minitorch_peft.models import SequenceClassifier
 from minitorch_peft.nn import Parameter
 from minitorch_peft.peft import (
     METHODS,
@@ -19,6 +20,7 @@ from minitorch_peft.peft import (
     LoraConfig,
     PartialConfig,
     PeftModel,
+    PromptTuningConfig,
     get_peft_model,
 )
 from minitorch_peft.peft.check import check_file
@@ -317,6 +319,42 @@ def test_labels():
     report = p.check({**BATCH, "attention_mask": MASK})
     assert report.ok and report.codes == ["labels-on-padding"] and report.findings[0].problem.startswith("9 targets")
     assert p.check({"input_ids": IDS, "labels": np.where(MASK, IDS, -100), "attention_mask": MASK}).codes == []
+
+
+def test_after_a_prompt_the_first_token_is_a_target_too():
+    p = get_peft_model(gpt("gpt2"), PromptTuningConfig(num_virtual_tokens=3), "prompt")
+    p.add_adapter("lora", LoraConfig(r=2))
+    one = {"input_ids": IDS[:, :1], "labels": IDS[:, :1]}
+    assert p.check(one).ok and p(**one).num_targets == 3
+    rows = one | {"adapter_names": ["prompt", "__base__", "__base__"]}
+    assert found(p, "rows-without-target", rows).problem == "2 of 3 rows have no target"
+    found(p, "labels-ignored", one | {"adapter_names": ["__base__"] * 3})
+
+
+# -- classifiers -----------------------------------------------------------------------------------------------
+CLASSES = {"input_ids": IDS, "labels": [0, 1, 0]}
+
+
+def test_a_sound_classifier_is_left_bit_for_bit_as_it_was():
+    classifier = SequenceClassifier(lora(), 2)
+    before = everything(classifier.model), classifier.score.weight.data.copy()
+    assert not classifier.check(CLASSES).findings
+    assert everything(classifier.model) == before[0] and np.array_equal(classifier.score.weight.data, before[1])
+    assert classifier.score.weight.grad is None and classifier.score.weight.requires_grad
+
+
+def test_faults_of_a_classifier(monkeypatch):
+    classifier = SequenceClassifier(lora(), 2)
+    found(classifier, "labels-missing", {"input_ids": IDS})
+    classifier.score.requires_grad_(False)
+    assert found(classifier, "frozen-head", CLASSES).place == "score" and classifier.check(CLASSES).ok
+    classifier.score.requires_grad_(True)
+    monkeypatch.setattr(LoraLayer, "adapted", lambda layer, x, context: layer.base_layer(x, context))
+    assert "model.blocks.0.attn.q_proj.lora_A.default" in found(classifier, "no-gradient", CLASSES).place
+    classifier.model.set_adapter("default", train=())
+    found(classifier, "frozen-adapter", CLASSES)
+    with pytest.raises(TypeError, match="a GPT without adapters: there is nothing to check"):
+        SequenceClassifier(gpt("gpt2"), 2).check(CLASSES)
 
 
 def test_a_batch_without_ids_is_no_batch():
