@@ -102,16 +102,14 @@ class SequenceClassifier(Module):
         return (h * Tensor(share[:, :, None].astype(h.dtype))).sum(1)
 
     def check(self, batch: Mapping[str, Any]) -> Report:
-        """What would fail silently in training on such batches; see :func:`minitorch_peft.peft.check.check`.
+        """What would fail silently in training on such batches; see ``minitorch_peft.peft.check``.
 
         TypeError where the model has no adapters.
         """
-        from minitorch_peft.peft.check import check_classifier
-
         if not hasattr(self.model, "check"):
             kind = type(self.model).__name__
             raise TypeError(f"the classifier's model is a {kind} without adapters: there is nothing to check")
-        return check_classifier(self, batch)
+        return self.model.check(batch, classifier=self)
 
     # -- hooks: the trainer calls them, the adapters of the model have them -----------------------------------
     def _hand_on(self, hook: str, *arguments: Any) -> Any:

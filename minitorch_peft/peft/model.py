@@ -265,11 +265,14 @@ class PeftModel(TrainingHooks, Module):
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share}")
 
     # -- checking --------------------------------------------------------------------------------------------
-    def check(self, batch: Mapping[str, Any]) -> Report:
-        """What would fail silently in training on such batches; see :func:`minitorch_peft.peft.check.check`."""
-        from minitorch_peft.peft.check import check
+    def check(self, batch: Mapping[str, Any], classifier: Any = None) -> Report:
+        """What would fail silently in training on such batches; see :func:`minitorch_peft.peft.check.check`.
 
-        return check(self, batch)
+        A ``classifier`` of this model gives itself, to be checked with it.
+        """
+        from minitorch_peft.peft.check import check, check_classifier
+
+        return check(self, batch) if classifier is None else check_classifier(classifier, batch)
 
     def changed_since_wrapped(self) -> list[str]:
         """The base's own parameters and buffers that are not what they were when it was wrapped."""
