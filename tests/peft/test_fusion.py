@@ -150,6 +150,20 @@ def test_only_the_fusion_trains():
     assert loss(p) < before and {name: snapshot_of(p, name) for name in "ab"} == kept
 
 
+def test_a_fused_adapter_learns_from_its_own_rows_only():
+    p = fused()
+    p.set_adapter(["a", "f"])
+    p(IDS, labels=IDS, adapter_names=["f"] * 3).loss.backward()
+    assert all(q.grad is None for q in own(p, "a").values())
+    assert all(q.grad is not None and q.grad.any() for path, q in own(p).items() if "value" in path)
+    p(IDS, labels=IDS, adapter_names=["f", "a", "f"]).loss.backward()
+    mixed = {path: q.grad for path, q in own(p, "a").items()}
+    p.zero_grad()
+    p(IDS, labels=IDS, adapter_names=["__base__", "a", "__base__"]).loss.backward()
+    for path, q in own(p, "a").items():
+        np.testing.assert_allclose(q.grad, mixed[path], rtol=1e-4, atol=1e-6)
+
+
 def snapshot_of(p, name):
     return {path: q.data.tobytes() for path, q in own(p, name).items()}
 
@@ -303,3 +317,14 @@ def test_a_fused_adapter_does_not_act_as_well():
     p.set_adapter(["a", "f"], train="f")
     with pytest.raises(ValueError, match=r"a is fused by f and acts itself, which is twice: set_adapter\('f'\) alone"):
         logits(p)
+
+
+def test_a_fused_adapter_is_not_replaced_by_one_of_another_kind():
+    p = fused()
+    p.delete_adapter("b")
+    p.add_adapter("b", ParBnConfig(bottleneck_size=3))
+    with pytest.raises(ValueError, match="some of a, b are parallel, some not: fuse adapters of one kind"):
+        logits(p)
+    p.delete_adapter("b")
+    p.add_adapter("b", SeqBnConfig(bottleneck_size=5))
+    assert np.isfinite(logits(p)).all()

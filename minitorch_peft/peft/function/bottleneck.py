@@ -171,10 +171,15 @@ class BottleneckLayer(Around):
         return x if self.is_parallel else y
         # END SOLUTION
 
-    def added(self, z: Tensor, to: Tensor | None = None) -> Tensor:
-        """The change that the adapter makes of ``z``, added to a hidden state or alone."""
-        down, up = self.adapter_down.linear_terms(), self.adapter_up.linear_terms()
-        return bottleneck(to, z, down, up, self.non_linearity, self.scaling)
+    def added(self, z: Tensor, to: Tensor | None = None, frozen: bool = False) -> Tensor:
+        """The change that the adapter makes of ``z``, added to a hidden state or alone.
+
+        ``frozen``: gradients go through to ``z``, none to the adapter's own parameters, even where these train.
+        """
+        terms: list[Any] = [*self.adapter_down.linear_terms(), *self.adapter_up.linear_terms(), self.scaling]
+        if frozen:
+            terms = [t.detach() if isinstance(t, Tensor) else t for t in terms]
+        return bottleneck(to, z, (terms[0], terms[1]), (terms[2], terms[3]), self.non_linearity, terms[4])
 
 
 class BottleneckAdapter(Adapter):

@@ -16,8 +16,9 @@ scores are computed as (W_Kᵀ (W_Q z + b_Q)) · Δ_i, and W_V is applied to the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -30,9 +31,11 @@ from minitorch_peft.peft.config import PeftConfig
 from minitorch_peft.peft.function.bottleneck import BottleneckLayer, SeqBnConfig
 from minitorch_peft.peft.function.fusion_function import Attended, attention
 from minitorch_peft.peft.inject import base_modules, inject, slot
-from minitorch_peft.peft.model import PeftModel
 from minitorch_peft.peft.registry import Method, register
 from minitorch_peft.peft.shapes import Around, Attached
+
+if TYPE_CHECKING:
+    from minitorch_peft.peft.model import PeftModel
 
 
 @dataclass
@@ -81,9 +84,7 @@ class AdapterFusionConfig(PeftConfig):
                     f"{', '.join(places[self.adapters[0]])}: fuse adapters of the same places"
                 )
         first = places[self.adapters[0]]
-        if len({standing[first[0]][name].is_parallel for name in self.adapters}) > 1:
-            both = ", ".join(self.adapters)
-            raise ValueError(f"fusion: some of {both} are parallel, some not: fuse adapters of one kind")
+        check_one_kind({name: standing[first[0]][name] for name in self.adapters})
         return first
 
 
@@ -98,6 +99,11 @@ def check_fusable(name: str, layers: list[Any]) -> None:
     if not all(isinstance(layer, BottleneckLayer) for layer in layers):
         fusable = "SeqBnConfig, DoubleSeqBnConfig or ParBnConfig"
         raise ValueError(f"fusion: {name} is no bottleneck adapter: fuse adapters of {fusable}")
+
+
+def check_one_kind(layers: Mapping[str, Any]) -> None:
+    if len({layer.is_parallel for layer in layers.values()}) > 1:
+        raise ValueError(f"fusion: some of {', '.join(layers)} are parallel, some not: fuse adapters of one kind")
 
 
 class FusionLayer(Around):
@@ -116,7 +122,7 @@ class FusionLayer(Around):
     def after(self, y: Tensor, x: Tensor, context: ForwardContext | None) -> Tensor:
         fused = self.fused(context)
         z = fused[0].reads(y, x)
-        changes = [layer.added(z) for layer in fused]
+        changes = [layer.added(z, frozen=True) for layer in fused]
         asked = F.matmul(self.query(z), self.key.weight)  # W_Kᵀ (W_Q z + b_Q), (B, T, C)
         if self.weights is not None:
             self.weights.append(attention(asked.data, [change.data for change in changes]))
@@ -134,7 +140,9 @@ class FusionLayer(Around):
                 raise ValueError(
                     f"{name} is fused by {own} and acts itself, which is twice: set_adapter({own!r}) alone"
                 )
-        return [here[name] for name in self.names]
+        found = {name: here[name] for name in self.names}
+        check_one_kind(found)  # one may have been deleted since, and added as another
+        return list(found.values())
 
 
 def near_identity(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
