@@ -188,7 +188,9 @@ class Adapter:
         return None
 
     def param_groups(self) -> list[dict[str, Any]] | None:
-        """Groups with rates of their own: dicts with ``params`` (names) and ``lr_scale``; None for one group."""
+        """Groups with rates of their own: dicts with ``params`` (names) and ``lr_scale``, or any of the optimizer's
+        settings (``lr``, ``weight_decay``); None for one group.
+        """
         return None
 
     def after_backward(self, step: int, total: int) -> None:

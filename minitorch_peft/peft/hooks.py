@@ -24,15 +24,20 @@ class TrainingHooks:
         return sum(terms[1:], start=terms[0]) if terms else None
 
     def param_groups(self) -> list[dict[str, Any]] | None:
-        """The groups that methods ask for (names as in ``named_parameters``); None where none does."""
+        """The groups that methods ask for (names as in ``named_parameters``); None where none does.
+
+        Without the parameters that do not train, and the groups that have no others.
+        """
         asked = {a.name: (a, a.param_groups()) for a in self.trained_adapters()}
         if not any(groups for _, groups in asked.values()):
             return None
-        return [
-            {**group, "params": [f"{path}.{name}" for path in group["params"]]}
-            for name, (adapter, groups) in asked.items()
-            for group in groups or [{"params": list(adapter.named_parameters())}]
-        ]
+        found = []
+        for name, (adapter, groups) in asked.items():
+            own = adapter.named_parameters()
+            for group in groups or [{"params": list(own)}]:
+                if trained := [f"{path}.{name}" for path in group["params"] if own[path].requires_grad]:
+                    found.append({**group, "params": trained})
+        return found
 
     def after_backward(self, step: int, total: int) -> None:
         for adapter in self.trained_adapters():

@@ -57,3 +57,14 @@ def test_a_ratio_that_is_no_rate(ratio):
 def test_it_is_of_plain_lora(options):
     with pytest.raises(ValueError, match="LoRA\\+ is of plain LoRA here"):
         LoraPlusConfig(**options)
+
+
+def test_a_parameter_that_does_not_train_is_in_no_group():
+    p = get_peft_model(gpt("gpt2"), LoraPlusConfig(r=2, target_modules=["q_proj"]))
+    own = p.adapters["default"].named_parameters()
+    own["blocks.0.attn.q_proj.lora_A"].requires_grad_(False)
+    make_optimizer(p, TrainConfig(steps=1))
+    for name in own:
+        own[name].requires_grad_(name.endswith("B"))
+    (group,) = p.param_groups()
+    assert group["lr_scale"] == 16 and len(group["params"]) == 2
