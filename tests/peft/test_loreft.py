@@ -171,6 +171,17 @@ def test_generated_tokens_are_no_end_of_the_prompt():
     assert [int(end.sum()) for _, end in seen[::2]] == [6, 0, 0]
 
 
+def test_the_end_of_a_row_whose_first_pass_is_all_padding():
+    seen = []
+    p = watched(stirred(model(prefix_positions=0, suffix_positions=2)), seen)
+    with no_grad():
+        cache = p(IDS[:, :4], attention_mask=MASK[:, :4], use_cache=True).past_key_values
+        p(IDS[:, 4:], attention_mask=MASK, past_key_values=cache)
+    ends = np.concatenate([seen[0][1], seen[-1][1]], axis=1)
+    expected = [[0, 0, 1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1]]
+    assert np.array_equal(ends, np.array(expected, bool))
+
+
 def test_the_ends_have_edits_of_their_own_unless_tied():
     names = {name.split(".")[2] for name in model(suffix_positions=1).adapters["default"].named_parameters()}
     assert names == {"prefix", "suffix"}

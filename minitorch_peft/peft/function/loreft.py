@@ -43,9 +43,10 @@ class LoReftConfig(PeftConfig):
     ``prefix_positions``: how many tokens at the start of each row are edited, padding and other methods' prompts not
     counted; None for every token, generated ones too. A row may be cut into passes anywhere: its places go on.
 
-    ``suffix_positions``: how many at its end, in the first pass only, since later passes bring what was generated. So
-    a cached generation edits the prompt's end, as ``pyreft`` does; one without a cache takes the row's end to be the
-    prompt's at every step. A token at both ends counts as one of the start. ``tied_weights``: one edit for both ends.
+    ``suffix_positions``: how many at its end, in the first pass that brings the row any text, since later ones bring
+    what was generated. So a cached generation edits the prompt's end, as ``pyreft`` does; one without a cache takes the
+    row's end to be the prompt's at every step. A token at both ends counts as one of the start. ``tied_weights``: one
+    edit for both ends.
 
     >>> from minitorch_peft.models import GPT, GPTConfig
     >>> from minitorch_peft.peft import LoReftConfig, get_peft_model
@@ -175,7 +176,7 @@ class LoReft(Adapter):
     def edited(self, context: ForwardContext, length: int) -> tuple[np.ndarray, np.ndarray]:
         """bool (B or 1, length) twice: the places at the start, and those at the end, that this pass edits."""
         name, prefix = f"{self.name}.places", self.config.prefix_positions
-        is_first = not (marked(context, name) != NOWHERE).any()
+        is_first = (marked(context, name) == NOWHERE).all(axis=1, keepdims=True)  # of its row: only padding was before
         at = places(context, length, name)
         text = at != NOWHERE
         start = text & ((at < prefix) if prefix is not None else True)
