@@ -426,7 +426,7 @@ fig.colorbar(picture, ax=axes[1], label="weight of the adapter of 1395")
 plt.tight_layout()
 plt.show()
 print(f"at {sharpest} the adapter of 1395 gets {lean[sharpest]:.0%} more on its own text than on the other")
-assert lean[sharpest] > 0.05
+assert lean[sharpest] > 0.05 and np.mean(list(lean.values())) > 0.02
 
 # %% [markdown]
 # On average each text leans to its own adapter, but the choice is made token by token: most of it is about the word
