@@ -96,7 +96,7 @@ def judged(tiny: Comparing, sizes: dict[str, Comparing]) -> list[claims.Verdict]
         claims.better_with_more(tiny.of(ADAPTERS), full, before),
         claims.close_to_full(tiny.of(LORA), full, before),
         claims.catches_up(by_size),
-        claims.better_outside(prompts, middle),
+        claims.better_outside(prompts, middle, full, before),
         claims.nothing_without_weights(GPT.from_pretrained("tiny"), tokens, configs),
     ]
 

@@ -16,9 +16,9 @@ from minitorch_peft.analysis.texts import Texts
 from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.merge import checksum
-from minitorch_peft.training import Progress
+from minitorch_peft.training import Progress, TrainingError
 
-FIGURES = 2  # raised when a run's result gets other figures: stored ones are then made anew
+FIGURES = 3  # raised when a run's result gets other figures: stored ones are then made anew
 
 
 class Comparison:
@@ -29,9 +29,11 @@ class Comparison:
     """
 
     def __init__(
-        self, plan: Plan, contenders: Sequence[Contender], seeds: Sequence[int], tokenizer: Tokenizer, out: Path
-    ) -> None:
+        self, plan: Plan, contenders: Sequence[Contender], seeds: Sequence[int], tokenizer: Tokenizer, out: Path,
+        keep_failures: bool = False,
+    ) -> None:  # fmt: skip
         self.plan, self.contenders, self.seeds, self.out = plan, tuple(contenders), tuple(seeds), out
+        self.keep_failures = keep_failures
         self.base = GPT.from_pretrained(plan.base)
         self.tokenizer = tokenizer
         self.settings = {
@@ -62,13 +64,18 @@ class Comparison:
         ]
 
     def run(self, contender: Contender, seed: int, progress: Progress | None = None) -> dict[str, Any]:
-        """The figures of one run, stored or made now."""
+        """The figures of one run, stored or made now; with ``keep_failures``, also that it failed and why."""
         path = self._path(contender, seed)
-        return kept(
-            path,
-            self._made_with(contender),
-            lambda: run(self.plan, contender, seed, self.texts, path.parent, progress),
-        )
+
+        def make() -> dict[str, Any]:
+            try:
+                return run(self.plan, contender, seed, self.texts, path.parent, progress)
+            except TrainingError as error:
+                if not self.keep_failures:
+                    raise
+                return {"contender": contender.name, "seed": seed, "failed": str(error)}
+
+        return kept(path, self._made_with(contender), make)
 
     def results(self) -> list[dict[str, Any]]:
         """The figures of all runs, by contender, then by seed; those that are missing are run."""
@@ -82,4 +89,4 @@ class Comparison:
         return self.out / contender.name / f"seed-{seed}" / "result.json"
 
     def _made_with(self, contender: Contender) -> dict[str, Any]:
-        return {**self.settings, "contender": contender.to_dict()}
+        return {**self.settings, "contender": contender.resolved()}

@@ -38,6 +38,10 @@ class Contender:
     def config(self) -> PeftConfig:
         return METHODS[self.method].make(self.settings)
 
+    def resolved(self) -> dict[str, Any]:
+        """All that a run depends on, defaults of the method included."""
+        return {**self.to_dict(), "config": self.config().to_dict()}
+
     def to_dict(self) -> dict[str, Any]:
         stored = {"quantization": self.quantization.to_dict()} if self.quantization.load_in_4bit else {}
         return {"method": self.method, "lr": self.lr, "settings": dict(self.settings), **stored}

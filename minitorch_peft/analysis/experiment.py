@@ -67,6 +67,7 @@ def run(
         "trainable_parameters": trainable,
         "trainable_percent": 100 * trainable / sum(parameter_sizes(model.base_model).values()),
         "stored_bytes": sum(f.stat().st_size for f in folder.iterdir() if f.suffix == ".safetensors"),
+        "deployed_bytes": sum(a.nbytes for adapter in model.adapters.values() for a in adapter.deployed().values()),
         "peak_bytes": peak_memory(lambda: one_step(plan, contender, seed, texts)),
         "seconds_per_step": statistics.median(seconds[WARM_UP:] or seconds),
         "last_loss": result.losses[-1],

@@ -1,7 +1,8 @@
 """The whole field: every method with its paper's defaults, and at equal budgets of trainable parameters.
 
 The budgets are about 4,000 and 40,000 numbers, for the tiny checkpoint (4 layers of 128 channels). A method that
-cannot have so few or so many says why. Rates stand nowhere here: they are found for each method by the same search.
+cannot have so few or so many says why. Diff pruning, which trains gates for all that it may change, is counted by what
+it keeps, as in its paper. Rates stand nowhere here: they are found for each contender by the same search.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minitorch_peft.analysis.contenders import Contender
+from minitorch_peft.models import GPT
+from minitorch_peft.peft import METHODS
+from minitorch_peft.peft.parameter.diff_pruning import kept_count
 
 BUDGETS = {"paper": None, "4k": 4_000, "40k": 40_000}
 TOLERANCE = 0.3  # of a budget, either way
@@ -57,13 +61,38 @@ def field(budgets: Iterable[str] = tuple(BUDGETS), names: Iterable[str] | None =
     return tuple(c for c in made if c is not None)
 
 
+def fitting(contenders: Iterable[Contender], base: GPT) -> tuple[tuple[Contender, ...], dict[str, dict[str, str]]]:
+    """The contenders that can take part on ``base`` and keep their budget there; and by budget, why others do not."""
+    fit: list[Contender] = []
+    why: dict[str, dict[str, str]] = {}
+    for contender in contenders:
+        try:
+            count = counted(contender, base)
+        except ValueError as error:
+            why.setdefault(contender.budget, {})[contender.title] = f"does not apply to this base: {error}"
+            continue
+        wanted = BUDGETS[contender.budget]
+        if wanted is not None and abs(count / wanted - 1) > TOLERANCE:
+            why.setdefault(contender.budget, {})[contender.title] = f"would have {count:,} numbers on this base"
+        else:
+            fit.append(contender)
+    return tuple(fit), why
+
+
+def counted(contender: Contender, base: GPT) -> int:
+    """What a budget counts: the trainable parameters, of diff pruning what is kept."""
+    config = contender.config()
+    if contender.method == "diff_pruning":
+        return kept_count(base, config)  # type: ignore[arg-type]
+    return METHODS[contender.method].count(base, config)
+
+
 def outside(budgets: Iterable[str] = tuple(BUDGETS)) -> dict[str, dict[str, str]]:
     """By budget, the methods that are not in it and why."""
     return {budget: {e.title: why for e in ENTRIES if isinstance(why := e.settings[budget], str)} for budget in budgets}
 
 
 WHOLE = "trains every parameter"
-TWICE = "trains two numbers for each parameter that it may change"
 LOWEST = [f"blocks.{i}.{part}" for i in (1, 2, 3) for part in ("ln_1.**", "ln_2.**", "mlp.*.bias")]
 BIASES = [f"{layer}.bias" for layer in ("q_proj", "k_proj", "v_proj", "up_proj")]
 VOCABULARY = {"prompt_tuning_init": "SAMPLE_VOCAB"}
@@ -108,7 +137,7 @@ ENTRIES: tuple[Entry, ...] = (
         "vera", "VeRA", {"r": 256, **QV}, {"r": 384, **QV}, "would need a rank of 1,536, twelve times the model's width"
     ),
     entry("ia3", "IA3", {}, {}, "scales 3,072 activations and no more"),
-    entry("diff_pruning", "diff pruning", {}, TWICE, TWICE),
+    entry("diff_pruning", "diff pruning", {}, {}, {"sparsity": 0.05}),
     entry(
         "prompt_tuning",
         "prompt tuning",
@@ -132,7 +161,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     entry("seq_bn", "adapter (Pfeiffer)", {}, {"bottleneck_size": 4}, {"bottleneck_size": 38}),
     entry("double_seq_bn", "adapter (Houlsby)", {}, {"bottleneck_size": 1}, {"bottleneck_size": 19}),
-    entry("par_bn", "scaled parallel adapter", {}, {"bottleneck_size": 4}, {"bottleneck_size": 38}),
+    entry("par_bn", "parallel adapter", {}, {"bottleneck_size": 4}, {"bottleneck_size": 38}),
     entry(
         "mam",
         "MAM",
@@ -150,14 +179,14 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     entry(
         "moe",
-        "mixture of experts",
+        "experts",
         {},
         {"num_experts": 2, "top_k": 1, "expert_size": 1},
         {"num_experts": 4, "expert_size": 8},
     ),
     entry(
         "moe_lora",
-        "mixture of LoRA experts",
+        "LoRA experts",
         {},
         {"num_experts": 2, "top_k": 1, "r": 1, "lora_alpha": 2, "target_modules": ["mlp"]},
         {"num_experts": 4, "r": 8, "lora_alpha": 16, "target_modules": ["mlp"]},

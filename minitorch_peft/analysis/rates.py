@@ -1,8 +1,7 @@
-"""Each method's learning rate, found by the same small search: no method loses for want of tuning.
+"""Each contender's learning rate, found by the same small search: no method loses for want of tuning.
 
-Rates of one grid are tried with the method's first contender, on one seed, for half the steps; a training book that is
-set aside judges. The search starts in the middle and climbs as long as the next rate is better, up or else down. What
-was tried is kept in a file each.
+Rates of one grid are tried on one seed, for half the steps; a training book that is set aside judges. The search starts
+in the middle and climbs as long as the next rate is better, up or else down. What was tried is kept in a file each.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SEED = 0
 
 
 class RateSearch:
-    """The search for every method of a comparison; files ``OUT/rates/<method>/<rate>.json``."""
+    """The search for every contender of a comparison; files ``OUT/rates/<contender>/<rate>.json``."""
 
     def __init__(self, plan: Plan, settings: dict[str, Any], tokenizer: Tokenizer, out: Path) -> None:
         self.plan = replace(plan, steps=max(1, plan.steps // 2), warmup=plan.warmup // 2)
@@ -51,14 +50,14 @@ class RateSearch:
 
         best = GRID.index(FIRST)
         for direction in (1, -1):
-            while 0 <= best + direction < len(GRID) and of(best + direction) < of(best):
+            while 0 <= best + direction < len(GRID) and better(of(best + direction), of(best), direction):
                 best += direction
         return dict(sorted(bits.items()))
 
     def _bits(self, contender: Contender, note: Callable[[str], None]) -> float:
         result = kept(
-            self.out / "rates" / entry_name(contender) / f"{contender.lr:g}.json",
-            {**self.settings, "contender": contender.to_dict(), "seed": SEED},
+            self.out / "rates" / contender.name / f"{contender.lr:g}.json",
+            {**self.settings, "contender": contender.resolved(), "seed": SEED},
             lambda: self._try(contender, note),
         )
         return math.inf if result["bits_per_byte"] is None else result["bits_per_byte"]
@@ -71,22 +70,20 @@ class RateSearch:
     def with_rates(
         self, contenders: Sequence[Contender], note: Callable[[str], None]
     ) -> tuple[tuple[Contender, ...], dict[str, dict[float, float]]]:
-        """The contenders with the best rate of their method each, and all that was tried, by method.
+        """The contenders with their best rates, those that had none, and all that was tried, by contender.
 
-        A method's contenders of other budgets take the rate that was found on its first one. Raises ValueError where
-        every rate diverged.
+        A contender that diverged at every rate keeps the lowest: its runs will say so.
         """
-        tried: dict[str, dict[float, float]] = {}
-        for contender in contenders:
-            name = entry_name(contender)
-            if not contender.lr and name not in tried:
-                tried[name] = self.tried(contender, note)
-                if all(map(math.isinf, tried[name].values())):
-                    raise ValueError(f"{contender.title} diverged at {', '.join(map(str, tried[name]))}")
-        found = {name: min(bits, key=lambda lr, bits=bits: bits[lr]) for name, bits in tried.items()}  # type: ignore[misc]
-        return tuple(c if c.lr else replace(c, lr=found[entry_name(c)]) for c in contenders), tried
+        tried = {c.name: self.tried(c, note) for c in contenders if not c.lr}
+        best = {name: min(bits, key=lambda lr: (bits[lr], lr)) for name, bits in tried.items()}
+        return tuple(c if c.lr else replace(c, lr=best[c.name]) for c in contenders), tried
 
 
-def entry_name(contender: Contender) -> str:
-    """Its method's name in the field, which its contenders of other budgets share."""
-    return contender.name.removesuffix(f"-{contender.budget}")
+def better(following: float, here: float, direction: int) -> bool:
+    """Is the next rate to be gone to? Where training diverges, a lower rate always is."""
+    return following < here or (math.isinf(here) and direction < 0)
+
+
+def at_the_edge(bits: dict[float, float]) -> bool:
+    """Is the best rate the grid's first or last, so that one beyond it may be better still?"""
+    return min(bits, key=lambda lr: (bits[lr], lr)) in (GRID[0], GRID[-1])

@@ -42,8 +42,9 @@ class Row:
     """What a method costs, learns and forgets. ``bits``: bits per byte after adapting, by text.
 
     ``base_bytes``: the base in memory. ``packed``: of a base in four bits, the bits that a weight takes there and the
-    bits per byte before adapting, by text. ``joules``: of training, the mean. ``seconds_per_token``: the best run's, of
-    the base alone, under the adapter, and merged.
+    bits per byte before adapting, by text. ``joules``: of training, the mean; ``energy``: "measured" or "modelled".
+    ``stored_bytes``: the file that training can go on from; ``deployed_bytes``: what running the adapter needs.
+    ``seconds_per_token``: the best run's, of the base alone, under the adapter, and merged.
     """
 
     contender: Contender
@@ -56,6 +57,8 @@ class Row:
     base_bytes: int = 0
     packed: tuple[float, dict[str, float]] | None = None
     joules: float = 0.0
+    energy: str = "modelled"
+    deployed_bytes: int = 0
     seconds_per_token: dict[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,14 +74,22 @@ class Row:
             "bits_per_byte": {name: spread._asdict() for name, spread in self.bits.items()},
             "base_bytes": self.base_bytes,
             "joules": self.joules,
+            "energy": self.energy,
+            "deployed_bytes": self.deployed_bytes,
             "seconds_per_token": self.seconds_per_token,
             **({} if self.packed is None else dict(zip(PACKED, self.packed, strict=True))),
         }
 
 
 def rows(contenders: Sequence[Contender], results: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row for each contender, over its seeds."""
-    return [row(c, [r for r in results if r["contender"] == c.name]) for c in contenders]
+    """One row for each contender, over its seeds; none for one that failed (see :func:`failures`)."""
+    failed = failures(results)
+    return [row(c, [r for r in results if r["contender"] == c.name]) for c in contenders if c.name not in failed]
+
+
+def failures(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """By contender, why a run of it failed."""
+    return {r["contender"]: r["failed"] for r in results if "failed" in r}
 
 
 def row(contender: Contender, runs: list[dict[str, Any]]) -> Row:
@@ -94,6 +105,8 @@ def row(contender: Contender, runs: list[dict[str, Any]]) -> Row:
         first["base_bytes"],
         (first[PACKED[0]], first[PACKED[1]]) if PACKED[0] in first else None,
         statistics.fmean(r["energy"]["joules"] for r in runs),
+        " and ".join(sorted({r["energy"]["how"] for r in runs})),
+        first["deployed_bytes"],
         {name: fastest(r["seconds_per_token"][name] for r in runs) for name in first["seconds_per_token"]},
     )
 

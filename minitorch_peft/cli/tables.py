@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from minitorch_peft.analysis.plan import Plan
     from minitorch_peft.analysis.summary import Row
 
+FIELD_WIDE = 110
 WIDE = 134  # characters that the whole table needs
 
 NOTE = (
@@ -16,6 +17,13 @@ NOTE = (
     "row. Forgotten: what was lost on modern English. Base: the bytes of the model before adapting, in memory. Peak "
     "memory: all arrays alive at the worst moment of a training step (weights, gradients, optimizer state, "
     "activations).[/dim]"
+)
+
+FIELD_NOTE = (
+    "[dim]Stored a task: what running the adapter needs, without networks that only train. Joules of training: from "
+    "the machine's meter where it may be read (RAPL), else 10 W of processor time; the JSON says which. "
+    "Ms a token: generating 32 tokens after 32 with the cache, the base alone in the first row; merged: with the "
+    "adapter written into the weights, where that can be.[/dim]"
 )
 
 
@@ -38,14 +46,22 @@ def comparison_tables(title: str, rows: Sequence[Row], before: dict[str, float],
     yield from (packed_note(row) for row in rows if row.packed is not None)
 
 
-def field_tables(title: str, rows: Sequence[Row], before: dict[str, float]) -> Iterator[Any]:
+def field_tables(title: str, rows: Sequence[Row], before: dict[str, float], width: int) -> Iterator[Any]:
     """The whole field at one budget, the best learner first: what each learned, and what it cost."""
+    from minitorch_peft.analysis.summary import human_bytes
+
     ordered = sorted(rows, key=lambda r: r.bits["held_out"].mean)
     changes = {"changes": ["", *(r.contender.folder for r in ordered)]}
     rates = {"rate": ["", *(f"{r.contender.lr:g}" for r in ordered)]}
-    costs = {h: c for h, c in cost_columns(ordered).items() if h not in ("%", "base")}
-    yield table(title, ordered, {**changes, **effect_columns(ordered, before)})
-    yield table("What it cost", ordered, {**rates, **costs, **use_columns(ordered)})
+    deployed = {"stored\na task": ["", *(human_bytes(r.deployed_bytes) for r in ordered)]}
+    costs = {h: c for h, c in cost_columns(ordered).items() if h not in ("%", "base", "stored\na task")}
+    training, use = {**changes, **rates, **costs}, {**deployed, **use_columns(ordered)}
+    yield table(title, ordered, effect_columns(ordered, before))
+    if width >= FIELD_WIDE:
+        yield table("What it cost", ordered, {**training, **use})
+    else:
+        yield table("What training cost", ordered, training)
+        yield table("What storing and using it costs", ordered, use)
 
 
 def use_columns(rows: Sequence[Row]) -> dict[str, list[str]]:

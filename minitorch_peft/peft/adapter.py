@@ -127,6 +127,10 @@ class Adapter:
         """What a file of our own format holds."""
         return {name: p.data for name, p in self.named_parameters().items()} | self.frozen()
 
+    def deployed(self) -> dict[str, np.ndarray]:
+        """What running the adapter needs, without what only training on needs: a prompt, not the network that made it."""
+        return self.stored()
+
     def unpacked(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The parameters and frozen arrays of what :meth:`stored` gave; ValueError where it cannot be that."""
         return stored

@@ -68,7 +68,7 @@ def test_rows_are_means_and_spreads_over_seeds():
             "contender": name, "trainable_parameters": 7, "trainable_percent": 1.0, "stored_bytes": 28,
             "peak_bytes": 100 * value, "seconds_per_step": value, "base_bytes": 50,
             "bits_per_byte": dict.fromkeys(experiment.MEASURED, value),
-            "energy": {"joules": 10 * value, "how": "modelled"},
+            "energy": {"joules": 10 * value, "how": "modelled"}, "deployed_bytes": 14,
             "seconds_per_token": {"base": value, "adapter": 2 * value, "merged": None},
         }  # fmt: skip
 
@@ -77,8 +77,12 @@ def test_rows_are_means_and_spreads_over_seeds():
     one, two = summary.rows((first, second), results)
     assert one.bits["modern"] == (2.0, pytest.approx(2**0.5)) and one.peak_bytes.mean == 200
     assert two.bits["held_out"] == (5.0, None)
+    assert (one.energy, one.deployed_bytes) == ("modelled", 14)
     assert one.joules == 20 and one.seconds_per_token == {"base": 1.0, "adapter": 2.0, "merged": None}
     assert one.base_bytes == 50 and one.packed is None and "bits_per_weight" not in one.to_dict()
+    gone = {"contender": second.name, "seed": 1, "failed": "it diverged"}
+    assert [r.contender for r in summary.rows((first, second), [*results, gone])] == [first]
+    assert summary.failures([*results, gone]) == {second.name: "it diverged"}
     packed = result(first.name, 1.0) | {"bits_per_weight": 4.127, "quantized_bits_per_byte": {"modern": 2.0}}
     (row,) = summary.rows((first,), [packed])
     assert row.packed == (4.127, {"modern": 2.0})

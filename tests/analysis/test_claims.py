@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from minitorch_peft.analysis import claims
@@ -34,6 +36,7 @@ def test_capacity():
         "lora": {4000: 0.5, 40_000: 0.95},
     }
     assert not claims.limited_by_capacity([row(2.9, 5000)], lora, FULL, BEFORE).held
+    assert not claims.limited_by_capacity([row(3.2, 500), row(3.5, 5000)], lora, FULL, BEFORE).held  # it does not grow
     assert not claims.limited_by_capacity(prompts, lora[1:], FULL, BEFORE).held  # no LoRA as small to hold them against
 
 
@@ -49,9 +52,19 @@ def test_size_and_domain():
     sizes = {name: (row(bits), FULL, BEFORE) for name, bits in (("s", 3.5), ("m", 3.2), ("l", 3.0))}
     assert claims.catches_up(sizes).held
     assert not claims.catches_up({**sizes, "l": (row(3.3), FULL, BEFORE)}).held
-    prompts = {"prompt": row(3.0, out_of_domain=3.05)}
-    assert claims.better_outside(prompts, {"full": row(2.0, out_of_domain=2.2)}).held
-    assert not claims.better_outside(prompts, {"full": row(2.0, out_of_domain=2.04)}).held
+    prompts = {"prompt": row(3.0, out_of_domain=3.15)}  # 1.05 of 1.0
+    others = {"full": row(2.0, out_of_domain=2.3)}  # 1.9 of 2.0
+    assert claims.better_outside(prompts, others, FULL, BEFORE).held
+    assert not claims.better_outside(prompts, {"full": row(2.0, out_of_domain=2.0)}, FULL, BEFORE).held
+    assert not claims.better_outside({"nothing": row(3.99, out_of_domain=4.1)}, others, FULL, BEFORE).held
+
+
+def test_differences_must_be_larger_than_the_spread():
+    def noisy(bits, std):
+        return replace(row(bits), bits={**row(bits).bits, "held_out": Spread(bits, std)})
+
+    assert claims.apart(noisy(3.0, 0.01), noisy(2.9, 0.01))
+    assert not claims.apart(noisy(3.0, 0.06), noisy(2.9, 0.01))
 
 
 @pytest.mark.parametrize("family", [GPTConfig, GPTConfig.llama])

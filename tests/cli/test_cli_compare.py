@@ -180,7 +180,9 @@ def test_a_narrow_terminal_gets_costs_and_effects_in_two_tables(width, tables):
 
 def test_the_whole_field_at_its_budgets(compare, tmp_path, monkeypatch):
     import minitorch_peft.analysis.rates as rates
+    from minitorch_peft.analysis import field
 
+    monkeypatch.setattr(field, "TOLERANCE", 9.0)  # the budgets are made for a larger base
     monkeypatch.setattr(rates, "GRID", (1e-3, 1e-2))
     monkeypatch.setattr(rates, "sweep_texts", lambda plan, tokenizer: None)
     tried = []
@@ -202,12 +204,14 @@ def test_the_whole_field_at_its_budgets(compare, tmp_path, monkeypatch):
     interrupt[0] = 9
     done = compare(*options, "--json")
     assert done.code == 0, done.err
-    assert runs == ["full-paper", "lora-paper", "lora-4k"] and len(tried) == 4  # each once
+    assert runs == ["full-paper", "lora-paper", "lora-4k"] and len(tried) == len(set(tried)) * 2  # each rate once
     assert [(m["name"], m["budget"], m["lr"]) for m in done.json["methods"]] == [
         ("full-paper", "paper", 1e-3), ("lora-paper", "paper", 1e-3), ("lora-4k", "4k", 1e-3),
     ]  # fmt: skip
     assert done.json["outside"]["4k"]["full fine-tuning"] == "trains every parameter"
-    assert done.json["rates_tried"]["lora"] == {"0.001": 2.001, "0.01": 2.01}
+    assert done.json["rates_tried"]["lora-4k"] == {"0.001": 2.001, "0.01": 2.01}
+    assert done.json["best_rate_at_the_edge"] == ["full-paper", "lora-paper", "lora-4k"]
+    assert all(m["deployed_bytes"] == 4 * m["trainable_parameters"] for m in done.json["methods"])
     assert all(m["joules"] > 0 and m["seconds_per_token"]["merged"] > 0 for m in done.json["methods"])
     assert (tmp_path / "out" / "compare-all.png").read_bytes().startswith(b"\x89PNG")
     shown = compare(*options).out
@@ -226,3 +230,44 @@ def test_the_whole_field_at_its_budgets(compare, tmp_path, monkeypatch):
 def test_what_cannot_be_compared_in_the_field(compare, options, words):
     done = compare(*options)
     assert done.code == 2 and all(word in done.err for word in words)
+
+
+def test_a_method_that_diverges_or_does_not_apply_leaves_the_field_to_the_others(compare, monkeypatch):
+    import minitorch_peft.analysis.rates as rates
+
+    monkeypatch.setattr(rates, "sweep_texts", lambda plan, tokenizer: None)
+    monkeypatch.setattr(rates, "validation_bits", lambda plan, c, seed, texts: 2 + c.lr)
+    options = ["--methods", "all", "--budget", "paper", "--method", "lora", "--method", "full", "--seeds", 1]
+    done = compare(*options, "--lr", "full=1e30", "--json")
+    assert done.code == 0, done.err
+    assert [m["name"] for m in done.json["methods"]] == ["lora-paper"]
+    assert "full-paper" in done.json["failed"]
+    shown = compare(*options, "--lr", "full=1e30").out
+    assert "full-paper failed" in shown and "Not compared: gist" in shown
+
+
+def test_who_is_not_compared_is_told_why(compare):
+    done = compare("--methods", "all", "--method", "fusion")
+    assert done.code == 2 and "fusion is not compared here: it mixes adapters" in done.err
+    done = compare("--methods", "all", "--budget", "4k", "--method", "full")
+    assert done.code == 2 and "full fine-tuning trains every parameter" in done.err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_field_s_tables_cut_nothing_off(width):
+    from rich.console import Console
+
+    from minitorch_peft.analysis.field import field
+    from minitorch_peft.cli.tables import field_tables
+
+    bits = dict.fromkeys(MEASURED, Spread(2.5, 0.1))
+    rows = [
+        Row(c, 957_184, 100.0, 3_830_000, Spread(1.1e8, 0.0), Spread(1.2, 0.03), bits, 3_830_000,
+            joules=123.0, deployed_bytes=3_830_000, seconds_per_token={"adapter": 0.012, "merged": 0.011})
+        for c in field(["paper"])
+    ]  # fmt: skip
+    console = Console(width=width)
+    with console.capture() as shown:
+        for part in field_tables("title", rows, dict.fromkeys(MEASURED, 4.0), width):
+            console.print(part)
+    assert "…" not in shown.get() and shown.get().count("LoRA experts") == (2 if width == 120 else 3)

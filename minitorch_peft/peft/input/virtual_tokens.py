@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch_peft.autograd.tensor import Tensor
+from minitorch_peft.autograd.tensor import Tensor, no_grad
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Embedding, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
@@ -75,6 +75,12 @@ class VirtualTokens(Adapter):
     def table(self) -> Tensor:
         """What the encoder makes (k, n)."""
         return self.encoder(self.noise)
+
+    def deployed(self) -> dict[str, np.ndarray]:
+        """The table instead of the encoder."""
+        kept = {name: a for name, a in self.stored().items() if not name.startswith("prompt_encoder.")}
+        with no_grad():
+            return kept | {"prompt_embeddings": self.table().data}
 
 
 class PromptLayer(Tokens):

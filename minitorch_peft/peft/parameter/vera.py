@@ -125,6 +125,10 @@ class Vera(Adapter):
         self.projection = draw(self.model, targets, config.r, config.projection_prng_key, self.dtype)
         self.wrappers = inject(self.model, targets, lambda base, path: VeraLayer(base, path, self, config))
 
+    def deployed(self) -> dict[str, np.ndarray]:
+        """The vectors: the matrices follow from the key."""
+        return {name: p.data for name, p in self.named_parameters().items()}
+
     def frozen(self) -> dict[str, np.ndarray]:
         return self.method_state() if self.config.save_projection else {}
 
