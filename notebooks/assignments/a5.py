@@ -174,8 +174,8 @@ for start in ("random", "zero"):
 # ## 5.3 A prompt before the embeddings
 #
 # Prompt tuning (Lester et al. 2021) trains $k$ vectors $P$ $(k, C)$ and nothing else. They stand before the vectors
-# of the tokens, and the model reads them as words that no vocabulary has: a text of $T$ tokens becomes $[P; x]$ of $k
-# + T$ vectors, and positions are added after that.
+# of the tokens, and the model reads them as words that no vocabulary has: a text of $T$ tokens becomes $[P; x]$, which
+# is $k + T$ vectors, and positions are added after that.
 #
 # A model that generates reads its input once; then it is fed one token at a time, and the keys and values of all
 # before it are in the cache. So when must the prompt be put there? The pass says it: `context.prompt_length` is the

@@ -113,9 +113,26 @@ def run_forward(code: Code, case: dict[str, Any]) -> dict[str, Any]:
 
 @check("5.1", "h and the scaled change, with every kind of s", given=lambda v: {"case": bottlenecks(v)}, examples=30)
 def forward_values(code: Code, case: dict[str, Any]) -> None:
-    where = "z" if case["to_z"] else "h" if case["h"] is not None else None
-    because = None if where is None else f"is {where} added once, unscaled, and the rest multiplied by s?"
-    close(run_forward(code, case)["y"], bottlenecked(case), "y", because=because)
+    y = run_forward(code, case)["y"]
+    close(y, bottlenecked(case), "y", because=cause_of(y, case))
+
+
+def cause_of(y: Any, case: dict[str, Any]) -> str | None:
+    """Which mistake, if a common one, would give this y."""
+    alone = bottlenecked({**case, "h": None, "to_z": False})
+    start = bottlenecked(case) - alone
+    unscaled = bottlenecked({**case, "scale": None, "s": 1.0})
+    s = case["s"] if case["scale"] is None else case["scale"]
+    mistakes = {
+        "what the change is to be added to is missing": alone,
+        "it is added twice": alone + 2 * start,
+        "s multiplies the change alone, not what it is added to": alone + s * start,
+        "s is missing": unscaled,
+        "b_up belongs to the change, and is scaled with it": bottlenecked(case) + (1 - s) * case["b_up"],
+        "f is missing": bottlenecked({**case, "f": "identity"}),
+    }
+    shaped = isinstance(y, np.ndarray) and y.shape == alone.shape
+    return next((words for words, value in mistakes.items() if shaped and np.allclose(y, value)), None)
 
 
 @check(
