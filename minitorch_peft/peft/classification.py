@@ -1,31 +1,54 @@
 """A classifier's files: an adapter and the head that was trained with it, together.
 
 ``peft`` keeps the head of ``task_type="SEQ_CLS"`` as one of the ``modules_to_save``: a tensor beside the adapter's. A
-classifier that pools by the mean has no counterpart there and is written in our own format.
+classifier that pools by the mean has no counterpart there and is written in our own format. Of adapters that were saved
+together each has its own folder, as without a head, and the head stands beside these folders.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minitorch_peft.formats.files import FileFormatError
+from minitorch_peft.formats.files import (
+    FileFormatError,
+    atomic_write,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
 from minitorch_peft.models import GPT, SequenceClassifier
 from minitorch_peft.peft.interop import CONFIG, WEIGHTS, AdapterFiles
-from minitorch_peft.peft.model import PeftModel
+from minitorch_peft.peft.model import PeftModel, as_names
 from minitorch_peft.peft.registry import method_of
-from minitorch_peft.peft.saving import HEAD, HEADS, MARKER, attach_files, files_of, put, read_files, write_files
+from minitorch_peft.peft.saving import (
+    HEAD,
+    HEADS,
+    MARKER,
+    TOGETHER,
+    attach_files,
+    files_of,
+    put,
+    read_files,
+    save_adapters,
+    saved_together,
+    write_files,
+)
 
-OURS = "classifier"  # in the native JSON: the settings of the classifier
+OURS = "classifier"  # in the native JSON, and in that of several adapters: the settings of the classifier
+HEAD_FILE = "classifier.safetensors"  # the head of several adapters
 MODULES = ["classifier", "score"]  # names that peft looks for, of which these models have the second
 
 
 def save_classifier(
-    classifier: SequenceClassifier, directory: str | Path, adapter_name: str = "default", format: str | None = None
-) -> str:
-    """Write one adapter of ``classifier.model`` and the head into ``directory``; returns the format used.
+    classifier: SequenceClassifier, directory: str | Path, adapter_name: str | Sequence[str] = "default",
+    format: str | None = None,
+) -> str:  # fmt: skip
+    """Write one adapter of ``classifier.model``, or several, and the head into ``directory``; returns the format used.
 
     Args:
         format: "peft", "native", or None for "peft" where it can hold them, else "native".
@@ -47,7 +70,9 @@ def save_classifier(
     if not isinstance(peft_model, PeftModel):
         kind = type(peft_model).__name__
         raise TypeError(f"the classifier's model is a {kind} without adapters: SequenceClassifier(get_peft_model(...))")
-    peft_model._known([adapter_name])
+    peft_model._known(as_names(adapter_name))
+    if not isinstance(adapter_name, str):
+        return save_composed(classifier, as_names(adapter_name), Path(directory), format)
     if classifier.pooling != "last":
         if format == "peft":
             raise ValueError(f"peft's files cannot hold pooling={classifier.pooling!r}: save it with format='native'")
@@ -65,25 +90,62 @@ def save_classifier(
     return chosen
 
 
+def save_composed(classifier: SequenceClassifier, names: Sequence[str], directory: Path, format: str | None) -> str:
+    """The head beside the folders of several adapters; their list says that it belongs to them."""
+    chosen = save_adapters(classifier.model, names, directory, format)
+    settings = read_json(directory / TOGETHER) | {OURS: {"pooling": classifier.pooling}}
+    with atomic_write(directory / HEAD_FILE) as head, atomic_write(directory / TOGETHER) as listed:
+        write_arrays(head, {HEAD: classifier.score.weight.data})
+        write_json(listed, settings)
+    return chosen
+
+
 def load_classifier(
     model: GPT, directory: str | Path, adapter_name: str = "default", is_trainable: bool = False
 ) -> SequenceClassifier:
-    """A classifier of an adapter and a head that were saved here or by ``peft``; frozen unless ``is_trainable``.
+    """A classifier of adapters and a head that were saved here or by ``peft``; frozen unless ``is_trainable``.
 
     Raises FileFormatError, with ``model`` as it was, where the files do not fit it or hold no head.
     """
-    files = read_files(Path(directory))
+    folder = Path(directory)
+    if saved_together(folder):
+        return load_composed(model, folder, adapter_name, is_trainable)
+    files = read_files(folder)
     head, settings = taken_head(files)
     peft_model = PeftModel(model)
     with peft_model.unloaded_on_error():
         attach_files(peft_model, adapter_name, files)
-        try:
-            classifier = SequenceClassifier(peft_model, len(head), **settings)
-        except (TypeError, ValueError) as error:
-            raise FileFormatError(files.directory / CONFIG, f"{OURS}: {error}", "correct it") from error
-        put({HEAD: classifier.score.weight.data}, {HEAD: head}, files.directory / WEIGHTS)
+        classifier = with_head(peft_model, head, settings, folder / CONFIG, folder / WEIGHTS)
         peft_model.set_adapter(adapter_name, train=adapter_name if is_trainable else ())
-        classifier.score.requires_grad_(is_trainable)
+    classifier.score.requires_grad_(is_trainable)
+    return classifier
+
+
+def load_composed(model: GPT, folder: Path, adapter_name: str, is_trainable: bool) -> SequenceClassifier:
+    """What :func:`save_composed` wrote."""
+    settings, path = read_json(folder / TOGETHER).get(OURS), folder / HEAD_FILE
+    if settings is None or not path.is_file():
+        advice = f"PeftModel.from_pretrained(model, {str(folder)!r}) loads the adapters alone"
+        raise FileFormatError(folder, "holds several adapters, and no head that belongs to them", advice)
+    head = read_arrays(path).get(HEAD, np.zeros(()))
+    if head.ndim != 2 or not len(head):
+        raise FileFormatError(path, f"holds no head {HEAD} (num_labels, C)", "save the classifier again")
+    peft_model = PeftModel.from_pretrained(model, folder, adapter_name, is_trainable)
+    with peft_model.unloaded_on_error():
+        classifier = with_head(peft_model, head, settings, folder / TOGETHER, path)
+    classifier.score.requires_grad_(is_trainable)
+    return classifier
+
+
+def with_head(
+    peft_model: PeftModel, head: np.ndarray, settings: dict[str, Any], settings_file: Path, head_file: Path
+) -> SequenceClassifier:
+    """A classifier with this head (num_labels, C); FileFormatError, naming the file, where it cannot be made."""
+    try:
+        classifier = SequenceClassifier(peft_model, len(head), **settings)
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(settings_file, f"{OURS}: {error}", "correct it") from error
+    put({HEAD: classifier.score.weight.data}, {HEAD: head}, head_file)
     return classifier
 
 

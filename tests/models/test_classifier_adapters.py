@@ -251,3 +251,32 @@ def test_other_modules_to_save_are_refused(model, plain, tmp_path):
     (tmp_path / SETTINGS).write_text(json.dumps(settings))
     with pytest.raises(FileFormatError, match="asks for what has no counterpart here: modules_to_save"):
         load_classifier(plain, tmp_path)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_several_adapters_come_back_with_their_head(model, plain, ids, pooling, tmp_path):
+    classifier = classifier_of(model, CONFIGS["lora"], pooling=pooling)
+    classifier.model.add_adapter("prompts", CONFIGS["v2"])
+    stirred(classifier.model, "prompts")
+    classifier.model.set_adapter(["prompts", "default"])
+    expected = logits(classifier, ids)
+    assert save_classifier(classifier, tmp_path, ["default", "prompts"]) == "peft"
+    with pytest.raises(ValueError, match=r"adapter_name='mine'.* leave it out"):
+        load_classifier(plain, tmp_path, "mine")
+    again = load_classifier(plain, tmp_path, is_trainable=True).eval()
+    assert again.model.active_adapters == ("prompts", "default") and again.pooling == pooling
+    assert again.score.weight.requires_grad
+    np.testing.assert_array_equal(logits(again, ids), expected)
+
+
+def test_a_head_that_does_not_belong_to_the_adapters_beside_it_is_not_taken(model, plain, tmp_path):
+    classifier = classifier_of(model, CONFIGS["lora"])
+    save_classifier(classifier, tmp_path, ["default"])
+    classifier.model.save_pretrained(tmp_path, ["default"])
+    with pytest.raises(FileFormatError, match="holds several adapters, and no head that belongs to them"):
+        load_classifier(plain, tmp_path)
+    save_classifier(classifier, tmp_path, ["default"])
+    write_arrays(tmp_path / "classifier.safetensors", {"score.weight": np.ones((4, 3), np.float32)})
+    with pytest.raises(FileFormatError, match=r"score.weight has shape \(4, 3\)"):
+        load_classifier(plain, tmp_path)
+    PeftModel.from_pretrained(plain, tmp_path)  # it is as it was
