@@ -49,7 +49,7 @@ def test_its_file_is_a_lora(tmp_path):
 
 @pytest.mark.parametrize("ratio", [0, -1, float("inf"), float("nan"), "16"])
 def test_a_ratio_that_is_no_rate(ratio):
-    with pytest.raises(ValueError, match="loraplus_lr_ratio must be a positive number"):
+    with pytest.raises(ValueError, match=r"loraplus_lr_ratio must be a (positive )?number"):
         LoraPlusConfig(loraplus_lr_ratio=ratio)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from minitorch_peft.peft.config import check_positive
 from minitorch_peft.peft.lowrank_files import LowRankFiles
 from minitorch_peft.peft.parameter.lora import Lora, LoraConfig, lora_count
 from minitorch_peft.peft.registry import Method, register
@@ -40,9 +41,7 @@ class LoraPlusConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ratio = self.loraplus_lr_ratio
-        if not isinstance(ratio, int | float) or not 0 < ratio < float("inf"):
-            raise ValueError(f"loraplus_lr_ratio must be a positive number, got {ratio!r}")
+        check_positive("loraplus_lr_ratio", self.loraplus_lr_ratio)
         self.check_plain("LoRA+")
 
 
