@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from minitorch_peft.models import GPT
+    from minitorch_peft.peft import PeftModel
+    from minitorch_peft.peft.saving import Together
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass
@@ -57,11 +61,14 @@ def inspect(
     total = sum(map(prod, found.shapes.values()))
     screen.say(f"[bold]{found.kind}[/bold] {path}: {total:,} parameters")
     for file in found.files:
-        screen.say(f"  {file.name}  {file.stat().st_size:,} bytes", markup=False)
+        shown = file.relative_to(path) if Path(path) in file.parents else file.name
+        screen.say(f"  {shown}  {file.stat().st_size:,} bytes", markup=False)
     for name, value in found.notes.items():
         screen.say(f"  {name}: {value}", markup=False)
-    if found.settings:
-        screen.say("  settings: " + " ".join(f"{k}={v}" for k, v in found.settings.items()), markup=False)
+    several = found.settings if found.kind == "adapters" else {"": found.settings}
+    for name, settings in several.items() if found.settings else ():
+        heading = f"settings of {name}" if name else "settings"
+        screen.say(f"  {heading}: " + " ".join(f"{k}={v}" for k, v in settings.items()), markup=False)
     screen.say(tree(found.shapes, depth))
     screen.result(
         {
@@ -88,19 +95,22 @@ def show_check(screen: Screen, path: Path, base: str | None) -> None:
 def look(name: str, base: str | None) -> Found:
     """Tell what ``name`` is from the files that are there."""
     from minitorch_peft.models.pretrained import embedded_names
+    from minitorch_peft.peft.saving import saved_together
 
     path = Path(name)
     if name in embedded_names() or (path.is_file() and path.with_suffix(".json").is_file()):
         return embedded(name)
     if path.is_file():
         return checkpoint(path)
+    if together := saved_together(path):
+        return adapters(path, base, together)
     if (path / "adapter_config.json").is_file():
         return adapter(path, base)
     if (path / "config.json").is_file():
         return model_folder(path)
     raise CommandError(
         f"{name}: nothing to inspect; expected an embedded checkpoint ({', '.join(embedded_names()) or 'none here'}), "
-        "a folder with config.json or adapter_config.json, or a .safetensors file",
+        "a folder with config.json, adapter_config.json or adapters.json, or a .safetensors file",
         FILE,
     )
 
@@ -130,23 +140,48 @@ def model_folder(path: Path) -> Found:
 
 def adapter(path: Path, base: str | None) -> Found:
     from minitorch_peft.cli.loading import load_adapted
-    from minitorch_peft.peft.inject import packed_sizes, parameter_sizes
+    from minitorch_peft.peft.inject import packed_sizes
     from minitorch_peft.peft.registry import method_of
 
     model, base = load_adapted(base, path)
     attached = model.adapters["default"]
     own = shapes({name: p.data for name, p in attached.named_parameters().items()})
-    whole = sum(parameter_sizes(model.base_model).values())
     method = method_of(attached.config)
     notes = {
         "method": method.name,
         "base": base,
-        "percent_of_base": round(100 * sum(map(prod, own.values())) / whole, 3),
+        "percent_of_base": percent(own, model),
         "mergeable": method.mergeable,
         "base_in_four_bits": bool(packed_sizes(model.base_model)),
     }
-    return Found("adapter", [path / n for n in ("adapter_config.json", "adapter_model.safetensors")],
-                 attached.config.to_dict(), own, notes)  # fmt: skip
+    return Found("adapter", [path / n for n in ADAPTER_FILES], attached.config.to_dict(), own, notes)
+
+
+def adapters(path: Path, base: str | None, together: Together) -> Found:
+    """Adapters that were saved together, in their order: each stands around those before it."""
+    from minitorch_peft.cli.loading import load_adapted
+    from minitorch_peft.peft.inject import packed_sizes
+    from minitorch_peft.peft.registry import method_of
+
+    model, base = load_adapted(base, path)
+    parts = {name: model.adapters[name] for name in together.names}
+    own = shapes({f"{name}.{n}": p.data for name, part in parts.items() for n, p in part.named_parameters().items()})
+    notes = {
+        "methods": {name: method_of(part.config).name for name, part in parts.items()},
+        "active": list(together.active),
+        "base": base,
+        "percent_of_base": percent(own, model),
+        "base_in_four_bits": bool(packed_sizes(model.base_model)),
+    }
+    files = [path / "adapters.json", *(path / name / file for name in parts for file in ADAPTER_FILES)]
+    return Found("adapters", files, {name: part.config.to_dict() for name, part in parts.items()}, own, notes)
+
+
+def percent(own: Mapping[str, tuple[int, ...]], model: PeftModel) -> float:
+    """The share of ``own`` numbers of those of the base."""
+    from minitorch_peft.peft.inject import parameter_sizes
+
+    return round(100 * sum(map(prod, own.values())) / sum(parameter_sizes(model.base_model).values()), 3)
 
 
 def checkpoint(path: Path) -> Found:

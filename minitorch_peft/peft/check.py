@@ -187,17 +187,23 @@ def twins(adapters: Sequence[Adapter]) -> Iterator[tuple[str, str]]:
 
 # -- files ---------------------------------------------------------------------------------------------------
 def check_file(peft_model: PeftModel, directory: str | Path) -> Report:
-    """What is wrong with a saved adapter, on the base of ``peft_model``: does all of it land, and does it act?"""
+    """What is wrong with a saved adapter, on the base of ``peft_model``: does all of it land, and does it act?
+
+    Of adapters that were saved together each acts alone, with those loaded that it may build on.
+    """
     from minitorch_peft.peft.saving import saved_together
 
-    folder = Path(directory)
+    folder, copy = Path(directory), trial_copy(peft_model)
     together = saved_together(folder)
-    folders = [folder / name for name in together.names] if together else [folder]
-    return Report(tuple(f for each in folders for f in file_findings(peft_model, each)))
+    if together is None:
+        return Report(tuple(file_findings(copy, folder, "file-under-check")))
+    for name in copy.adapters.keys() & set(together.names):
+        copy.delete_adapter(name)
+    return Report(tuple(f for name in together.names for f in file_findings(copy, folder / name, name)))
 
 
-def file_findings(peft_model: PeftModel, directory: Path) -> Iterator[Finding]:
-    copy, name = trial_copy(peft_model), "file-under-check"
+def file_findings(copy: PeftModel, directory: Path, name: str) -> Iterator[Finding]:
+    """Load the adapter into a copy, where it stays."""
     try:
         copy.load_adapter(directory, name)
     except FileFormatError as error:

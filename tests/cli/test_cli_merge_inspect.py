@@ -10,7 +10,7 @@ from minitorch_peft.data.tokenizer import Tokenizer
 from minitorch_peft.formats.files import read_arrays, write_arrays
 from minitorch_peft.models import GPT
 from minitorch_peft.models.pretrained import embedded_names, save_embedded
-from minitorch_peft.peft import PeftModel
+from minitorch_peft.peft import AdapterFusionConfig, PeftModel, SeqBnConfig
 from minitorch_peft.quant import QLORA, quantized_layers
 
 
@@ -101,6 +101,40 @@ def test_checking_an_adapter_s_files(call, base, adapted):
     done = call("inspect", adapted, "--check", "--json")
     assert done.code == 3 and [f["code"] for f in done.json["findings"]] == ["file-refused"]
     assert call("inspect", adapted / "nowhere", "--check").code == 3
+
+
+@pytest.fixture
+def together(base, tmp_path):
+    """The folder of two bottlenecks and their fusion."""
+    p, rng = PeftModel(GPT.from_pretrained(base)), np.random.default_rng(0)
+    for name in ("a", "b"):
+        p.add_adapter(name, SeqBnConfig(bottleneck_size=2))
+        for q in p.adapters[name].named_parameters().values():
+            q.data[...] += rng.normal(0, 0.3, q.shape)
+    p.add_adapter("f", AdapterFusionConfig(["a", "b"]))
+    p.set_adapter("f")
+    p.save_pretrained(tmp_path / "together", ["a", "b", "f"])
+    return tmp_path / "together"
+
+
+def test_inspect_adapters_that_were_saved_together(call, base, together):
+    value = call("inspect", together, "--base", base, "--json").json
+    assert value["kind"] == "adapters" and value["active"] == ["f"]
+    assert value["methods"] == {"a": "seq_bn", "b": "seq_bn", "f": "fusion"}
+    assert value["settings"]["f"]["adapters"] == ["a", "b"] and len(value["files"]) == 7
+    model = PeftModel.from_pretrained(GPT.from_pretrained(base), together)
+    own = [p.data.size for a in model.adapters.values() for p in a.named_parameters().values()]
+    assert value["parameters"] == sum(own)
+    shown = call("inspect", together, "--base", base).out
+    assert "b/adapter_config.json" in shown and "settings of f: peft_type=ADAPTER_FUSION" in shown
+
+
+def test_checking_adapters_that_were_saved_together(call, base, together):
+    shown = call("inspect", together, "--base", base, "--check")
+    assert shown.code == 0 and "no failure" in shown.out
+    (together / "a" / "adapter_model.safetensors").write_bytes(b"")
+    done = call("inspect", together, "--base", base, "--check", "--json")
+    assert done.code == 3 and [f["code"] for f in done.json["findings"]] == ["file-refused"] * 2  # f builds on it
 
 
 def test_inspect_a_training_checkpoint(call, adapted):

@@ -418,6 +418,7 @@ def test_adapters_that_were_saved_together(tmp_path):
     p.save_pretrained(tmp_path, ["default", "fresh"])
     report = check_file(PeftModel(gpt("gpt2")), tmp_path)
     assert report.codes == ["file-without-effect"] and report.findings[0].place.endswith("fresh")
+    assert check_file(p, tmp_path).codes == ["file-without-effect"]  # on a model that has adapters of these names
 
 
 def test_a_file_of_another_base(saved, tmp_path):
