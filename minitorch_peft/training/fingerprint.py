@@ -45,12 +45,17 @@ def plain(value: Any) -> Any:
 
 
 def settings_of(model: Module) -> dict[str, Any]:
-    """The model's config and those of its adapters, where it has any."""
+    """The model's config and those of its adapters, where it has any; which act, innermost first, and which train."""
     settings: dict[str, Any] = {"class": type(model).__name__}
     if hasattr(model, "config"):
         settings["config"] = model.config.to_dict()
     for name, adapter in getattr(model, "adapters", {}).items():
         settings[f"adapter {name}"] = adapter.config.to_dict()
+        acting = settings.setdefault("adapters", {"act": [], "train": []})
+        if adapter.active:
+            acting["act"].append(name)
+        if any(p.requires_grad for p in adapter.named_parameters().values()):
+            acting["train"].append(name)
     return settings
 
 

@@ -15,10 +15,13 @@ from minitorch_peft.peft import (
     BitFitConfig,
     LoraConfig,
     PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     SeqBnConfig,
     get_peft_model,
 )
 from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.training.fingerprint import settings_of
 
 
 @pytest.fixture(autouse=True)
@@ -180,3 +183,63 @@ def test_generation_goes_on_from_a_cache_and_leaves_it_as_it_was():
         model.generate(IDS, past_key_values=cache, use_cache=False)
     with pytest.raises(ValueError, match=r"after 13 needs 24 positions|after 13 needs"):
         model.generate(IDS, max_new_tokens=20, past_key_values=cache)
+
+
+def test_a_cache_that_was_filled_under_a_mask_is_passed_on_without_it(monkeypatch):
+    ids = np.array([[1, 5, 2, 3, 5, 4, 6, 7]])
+    p = stirred(get_peft_model(gpt("gpt2"), toy_methods.BottleneckConfig()))
+    monkeypatch.setattr(p.adapters["default"], "__class__", Forgetful)
+    cache = Cache()
+    p(ids[:, :3], past_key_values=cache)
+    with p.disable_adapter():
+        p(ids[:, 3:5], past_key_values=cache)
+    p.base_model(ids[:, 5:6], past_key_values=cache)  # tells nobody which tokens these were
+    p(ids[:, 6:], past_key_values=cache)
+    assert cache.ids.tolist() == [[1, 5, 2, 3, 5, -1, 6, 7]]
+    p.base_model(ids[:, :1], past_key_values=cache)
+    cache.select([1, 4, 8])
+    assert cache.ids.tolist() == [[5, 5, -1]]
+
+
+def prompts():
+    p = PeftModel(gpt("gpt2"))
+    for name, config in {
+        "prompt": PromptTuningConfig(2),
+        "a": PrefixTuningConfig(3),
+        "b": PrefixTuningConfig(3),
+    }.items():
+        p.add_adapter(name, config, seed=len(name))
+        stirred(p, name)
+    return p
+
+
+@pytest.mark.parametrize("first, then", [((), "prompt"), ("prompt", ()), ("a", "b"), (["a", "prompt"], "a")])
+def test_a_cache_is_refused_under_another_prompt_or_prefix_than_filled_it(first, then):
+    p, cache = prompts(), Cache()
+    p.set_adapter(first)
+    p(IDS[:, :4], past_key_values=cache)
+    p(IDS[:, 4:5], past_key_values=cache)
+    p.set_adapter(then)
+    with pytest.raises(ValueError, match=r"the cache holds (no|the) prompt or prefix.*, but (no|the) prompt .* acts"):
+        p(IDS[:, 5:], past_key_values=cache.copy())
+    p.set_adapter(first)
+    assert p(IDS[:, 5:], past_key_values=cache).past_key_values.length == 8 + cache.before
+
+
+def test_a_cache_of_rows_belongs_to_their_adapters():
+    p, cache = prompts(), Cache()
+    p(IDS[:, :4], past_key_values=cache, adapter_names=["a", "prompt", "__base__"])
+    assert cache.before.tolist() == [3, 2, 0]
+    with pytest.raises(ValueError, match=r"the cache holds the prompt or prefix of prompt in row 1, but .* of b acts"):
+        p(IDS[:, 4:], past_key_values=cache, adapter_names=["a", "b", "__base__"])
+    p(IDS[:, 4:], past_key_values=cache, adapter_names=["a", "prompt", "__base__"])
+
+
+def test_a_run_is_known_by_which_adapters_act_and_in_which_order():
+    p = two_bottlenecks()
+    found = []
+    for names, train in ((["a", "b"], "a"), (["b", "a"], "a"), (["b"], "b"), (["a", "b"], "b")):
+        p.set_adapter(names, train=train)
+        found.append(settings_of(p))
+    assert found[1]["adapters"] == {"act": ["b", "a"], "train": ["a"]}
+    assert all(a != b for i, a in enumerate(found) for b in found[i + 1 :])
