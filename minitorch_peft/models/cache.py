@@ -18,7 +18,9 @@ class Cache:
     from: its keys are used as they are, never rotated.
 
     ``real`` (B, length) is false at keys that fill up a row, None where there are none. ``ids`` (B, length) are the
-    tokens that keys were made of, -1 for other vectors, where an adapter's mask needs them.
+    tokens that keys were made of, -1 for other vectors, where an adapter's mask needs them. ``before`` (B,), or one
+    number for all, is how many vectors adapters put before each row's text, and ``made_by`` whose they were, for each
+    row; None where no adapters were asked.
     """
 
     def __init__(self) -> None:
@@ -26,6 +28,8 @@ class Cache:
         self.next_position = 0
         self.real: np.ndarray | None = None
         self.ids: np.ndarray | None = None
+        self.before: np.ndarray | int = 0
+        self.made_by: tuple[tuple[str, ...], ...] | None = None
 
     @classmethod
     def from_prefix(cls, pairs: Sequence[tuple[Tensor, Tensor]]) -> Cache:
@@ -63,16 +67,24 @@ class Cache:
 
     def select(self, keep: Sequence[int]) -> None:
         """Keep only the keys at these places, in this order; ``next_position`` stays."""
+        length = self.length
         # BEGIN SOLUTION(task="2.3b")
         index = list(keep)
         self.entries = {i: (k[:, :, index], v[:, :, index]) for i, (k, v) in self.entries.items()}
         # END SOLUTION
         self.real = None if self.real is None else self.real[:, list(keep)]
-        self.ids = None if self.ids is None else self.ids[:, list(keep)]
+        self.ids = None if self.ids is None else self.tokens(length)[:, list(keep)]
+
+    def tokens(self, length: int) -> np.ndarray | None:
+        """``ids`` of the first ``length`` keys, -1 for those of a pass that told none."""
+        if self.ids is None:
+            return None
+        more = max(0, length - self.ids.shape[1])
+        return np.pad(self.ids[:, :length], ((0, 0), (0, more)), constant_values=-1)
 
     def copy(self) -> Cache:
         """Another cache with the same keys: what is added to one is not seen by the other."""
         other = Cache()
         other.entries, other.next_position = dict(self.entries), self.next_position
-        other.real, other.ids = self.real, self.ids
+        other.real, other.ids, other.before, other.made_by = self.real, self.ids, self.before, self.made_by
         return other

@@ -53,8 +53,12 @@ def generate(
     check_sampling(max_new_tokens, do_sample, temperature, top_k, top_p)
     if past_key_values is not None and not use_cache:
         raise ValueError("past_key_values is a cache to go on from: it needs use_cache=True")
-    past = 0 if past_key_values is None else past_key_values.next_position
-    ids, mask = check_input(model.config, input_ids, attention_mask, max_new_tokens, past)
+    ids, mask = checked_input(model.config, input_ids, attention_mask)
+    if past_key_values is not None and past_key_values.length:
+        past = past_key_values.next_position  # what adapters put before the text is in the cache already
+    else:
+        past = model.positions_before(len(ids), **forward_options)
+    check_positions(model.config, mask, max_new_tokens, past)
     ends = eos_token_id if isinstance(eos_token_id, Iterable) else [eos_token_id]
     stop = np.array([i for i in ends if i is not None], dtype=ids.dtype)
     done = np.zeros(len(ids), bool)
@@ -84,9 +88,7 @@ def generate(
     return ids
 
 
-def check_input(
-    config: GPTConfig, input_ids: Any, attention_mask: Any, max_new_tokens: int, past: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def checked_input(config: GPTConfig, input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
     """ids int64 (B, T) and mask bool (B, T), or a ValueError before the first token is written."""
     ids = as_ids(input_ids, config.vocab_size).astype(np.int64)
     if ids.shape[1] == 0:
@@ -97,13 +99,18 @@ def check_input(
     mask = mask.astype(bool)
     if not mask[:, -1].all():
         raise ValueError("a row ends in a masked position: pad on the left, so that its text goes on where it ends")
-    needed = past + int(mask.sum(axis=1).max(initial=0)) + max_new_tokens - 1
+    return ids, mask
+
+
+def check_positions(config: GPTConfig, mask: np.ndarray, max_new_tokens: int, past: Any) -> None:
+    """ValueError where a row would need more than there are; ``past``, or ``past`` (B,), are taken already."""
+    longest = int(np.max(past + mask.sum(axis=1), initial=0))
+    needed = longest + max_new_tokens - 1
     if needed > config.n_positions:
         raise ValueError(
-            f"{max_new_tokens} new tokens after {past + ids.shape[1]} needs {needed} positions, the model has "
+            f"{max_new_tokens} new tokens after {longest} needs {needed} positions, the model has "
             f"{config.n_positions}: shorten the input or lower max_new_tokens"
         )
-    return ids, mask
 
 
 def check_sampling(

@@ -19,7 +19,7 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models.cache import Cache
 from minitorch_peft.models.config import GPTConfig
 from minitorch_peft.models.generation import generate
-from minitorch_peft.models.inputs import as_ids, prepare, shifted_labels
+from minitorch_peft.models.inputs import as_ids, prepare, shifted_labels, start_at_the_text
 from minitorch_peft.nn import (
     Activation,
     Dropout,
@@ -187,10 +187,13 @@ class GPT(Module):
             input_ids: int (B, T), each in [0, V).
             labels: int (B, T), -100 where there is nothing to predict. The model shifts: the logits at a
                 position are held against the label of the next one, and those of the last prompt vector, if
-                an adapter put prompts before the input, against the first label.
+                an adapter put prompts before the input, against the first label, also in a row padded on the
+                left. Without a prompt the last position of padding there predicts the first word, as in
+                ``transformers``: give that word -100 if it is not to count.
             attention_mask: (B, S) or (B, 1, T, S), true (or 1) where a key may be attended to. Where S is
                 left short, the keys before it (a prefix, a prompt) are visible. Causality holds besides.
-            position_ids: int (B, T). By default each row counts its unmasked keys, so that a left-padded row
+            position_ids: int (B, T), counted from the text's first word, in later passes too: what adapters put
+                before it is added. By default each row counts its unmasked keys, so that a left-padded row
                 has the positions that it would have alone.
             past_key_values: a cache, written to.
             inputs_embeds: (B, T, C) in place of ``input_ids``.
@@ -246,8 +249,14 @@ class GPT(Module):
         targets = shifted_labels(labels, (h.shape[0], T), one_before, self.config.vocab_size)
         if one_before and context.prompt_keep is not None:
             targets[~context.prompt_keep[:, -1], 0] = -100  # a row without a prompt has nothing before its first token
+        if one_before and context.first is not None:
+            start_at_the_text(targets, context.first, context.prompt_keep)
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         return (logits[:, 1:] if one_before else logits), loss, int((targets != -100).sum())
+
+    def positions_before(self, rows: int, **options: Any) -> np.ndarray:
+        """int (rows,): the positions that are taken before the text of each row, were it given these options."""
+        return np.zeros(rows, int)
 
     def generate(self, input_ids: Any, max_new_tokens: int = 20, **options: Any) -> np.ndarray:
         """Continue each row; see :func:`minitorch_peft.models.generation.generate`."""

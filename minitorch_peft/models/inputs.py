@@ -45,8 +45,15 @@ def prepare(
     context.keep = visible_keys(attention_mask, B, T, prompt, past)
     if real is not None:
         context.keep = real if context.keep is None else context.keep & real
-    counted = context.keep if attention_mask is not None and as_array(attention_mask).ndim == 2 else real
-    context.position_ids = positions(position_ids, counted, B, T, prompt, past, offset)
+    padded = attention_mask is not None and as_array(attention_mask).ndim == 2
+    counted = context.keep if padded else real
+    context.first = as_array(attention_mask)[:, -T:].argmax(axis=1) if padded and T else None
+    before = 0 if cache is None else cache.before
+    own = prompt if context.prompt_keep is None else context.prompt_keep.sum(axis=1)
+    if position_ids is None:
+        context.position_ids = positions(counted, T, prompt, past, offset)
+    else:
+        context.position_ids = given_positions(position_ids, context, B, T, before)
     if context.hidden is not None:
         shown = ~context.hidden[:, None]
         context.keep = shown if context.keep is None else context.keep & shown
@@ -58,6 +65,7 @@ def prepare(
         )
     if cache is not None:
         cache.next_position = offset + prompt + T
+        cache.before = before + own
         cache.real = None if real is None else real[:, 0, 0]
     if config.position_embedding == "rotary":
         context.rotary = rotation(context.position_ids, config.head_dim, config.rope_theta, vectors.dtype)
@@ -98,23 +106,33 @@ def visible_keys(attention_mask: Any, B: int, T: int, prompt: int, past: int) ->
     return np.pad(mask, ((0, 0), (0, 0), (rows, 0), (keys - mask.shape[3], 0)), constant_values=True)
 
 
-def positions(
-    position_ids: Any, keep: np.ndarray | None, B: int, T: int, prompt: int, past: int, offset: int
-) -> np.ndarray:
+def positions(keep: np.ndarray | None, T: int, prompt: int, past: int, offset: int) -> np.ndarray:
     """int (B or 1, prompt + T). ``offset`` is the position of the first new vector where no key is masked.
 
     ``keep`` is the mask (B, 1, 1, S) whose visible keys are counted, None to count all.
     """
-    if position_ids is not None:
-        ids = as_array(position_ids)
-        if ids.ndim != 2 or ids.shape[0] not in (1, B) or ids.shape[1] != T:
-            raise ValueError(f"position_ids has shape {ids.shape}; expected ({B}, {T}) or (1, {T})")
-        first = np.broadcast_to(np.arange(prompt), (ids.shape[0], prompt))
-        return np.concatenate([first, ids + prompt], axis=1)
     if keep is None:
         return (offset + np.arange(prompt + T))[None]
     counted = np.cumsum(keep[:, 0, 0], axis=1)[:, past:] - 1
     return np.maximum(counted + offset - past, 0)
+
+
+def given_positions(position_ids: Any, context: ForwardContext, B: int, T: int, before: np.ndarray | int) -> np.ndarray:
+    """int (B or 1, prompt + T): the caller's count the text alone, and each row's own vectors come before it.
+
+    ``before`` (B,), or one number for all, are those that the cache holds; a prompt of this pass follows them.
+    """
+    ids = as_array(position_ids)
+    if ids.ndim != 2 or ids.shape[0] not in (1, B) or ids.shape[1] != T:
+        raise ValueError(f"position_ids has shape {ids.shape}; expected ({B}, {T}) or (1, {T})")
+    keep = context.prompt_keep
+    prompts = np.ones((1, context.prompt_length), bool) if keep is None else keep
+    start = np.reshape(before, (-1, 1))
+    first = np.maximum(start + np.cumsum(prompts, axis=1) - 1, 0)
+    text = ids + start + prompts.sum(axis=1, keepdims=True)
+    rows = max(len(first), len(text))
+    parts = [np.broadcast_to(part, (rows, part.shape[1])) for part in (first, text)]
+    return np.concatenate(parts, axis=1)
 
 
 def rotation(position_ids: np.ndarray, head_dim: int, theta: float, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -135,3 +153,11 @@ def shifted_labels(labels: Any, shape: tuple[int, int], one_before: bool, vocab_
     # BEGIN SOLUTION(task="2.4a")
     return np.pad(y if one_before else y[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
     # END SOLUTION
+
+
+def start_at_the_text(targets: np.ndarray, first: np.ndarray, prompt_keep: np.ndarray | None) -> None:
+    """In ``targets`` (B, T + 1), let the last vector of a row's prompt predict its first word, behind the padding."""
+    own = np.ones(len(first), bool) if prompt_keep is None else prompt_keep[:, -1]
+    rows = np.flatnonzero(own & (first > 0))
+    targets[rows, 0] = targets[rows, first[rows]]
+    targets[rows, first[rows]] = -100

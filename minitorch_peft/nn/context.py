@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,21 @@ class ForwardContext:
 
     keep: np.ndarray | None = None  # bool (B, 1, 1 or T, S): which keys may be attended to, None for all
     position_ids: np.ndarray | None = None  # int (B or 1, T)
+    first: np.ndarray | None = None  # int (B,): where each row's text begins, None where no padding is known
     rotary: tuple[np.ndarray, np.ndarray] | None = None  # cos and sin (B or 1, 1, T, head_dim)
     cache: Any = None  # models.Cache
     past_length: int = 0  # keys in the cache before this pass
     hidden_states: list[Tensor] | None = None  # filled where asked for
 
+    _names: tuple[str, ...] | None = None  # those that ``_rows`` are of
+    _rows: dict[str, np.ndarray] = field(default_factory=dict)
+
     def rows(self, adapter: str) -> np.ndarray | None:
         """bool (B,): the rows that run under ``adapter``; None where the batch names no adapters."""
         if self.adapter_names is None:
             return None
-        return np.array([name == adapter for name in self.adapter_names])
+        if self._names is not self.adapter_names:
+            self._names, self._rows = self.adapter_names, {}
+        if adapter not in self._rows:  # every wrapper of every layer asks
+            self._rows[adapter] = np.array([name == adapter for name in self.adapter_names])
+        return self._rows[adapter]

@@ -75,6 +75,7 @@ class PeftModel(TrainingHooks, Module):
         self.adapters: dict[str, Adapter] = {}
         self.merger: Merger | None = None
         self._trained: tuple[str, ...] = ()
+        self._disabled = 0  # how many disable_adapter() are open
         self._sums = word_sums(self._base_arrays())
         self._was_trainable = {path: p.requires_grad for path, p in base_parameters(base_model)}
         for _, p in base_parameters(base_model):
@@ -140,15 +141,17 @@ class PeftModel(TrainingHooks, Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside, the base runs alone; afterwards the adapters that acted before act again."""
+        """Inside, the base runs alone, whatever ``adapter_names`` say; afterwards those act again that acted before."""
         active = self.active_adapters
         if any(self.adapters[name].merged for name in active):
             raise RuntimeError("a merged adapter cannot be switched off: unmerge_adapter() first")
         for name in active:
             self.adapters[name].set_active(False)
+        self._disabled += 1
         try:
             yield
         finally:
+            self._disabled -= 1
             for adapter in self.adapters.values():
                 adapter.set_active(False)
             for name in active:
@@ -221,7 +224,16 @@ class PeftModel(TrainingHooks, Module):
             return None
         self._known([n for n in names if n != BASE])
         self._refuse_if_merged("run rows under different adapters")
-        return checked_rows(names, self.adapters, batch)
+        rows = checked_rows(names, self.adapters, batch)
+        return None if self._disabled else rows  # the base runs alone
+
+    def positions_before(self, rows: int, adapter_names: Sequence[str] | None = None, **options: Any) -> np.ndarray:
+        """int (rows,): the prompts and prefixes that the text of each row stands behind."""
+        names = self._rows(adapter_names, rows)
+        lengths = {a.name: a.prompt_length + a.prefix_length for a in self.adapters.values() if not a.merged}
+        if names is None:
+            return np.full(rows, sum(lengths.get(name, 0) for name in self.active_adapters))
+        return np.array([lengths.get(name, 0) for name in names])
 
     def generate(self, input_ids: Any, max_new_tokens: int = 20, **options: Any) -> np.ndarray:
         """Continue each row; see :func:`minitorch_peft.models.generation.generate`. Takes ``adapter_names`` too."""

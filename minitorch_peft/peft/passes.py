@@ -27,19 +27,27 @@ def begin(
     """Announce prompts and masks in ``context`` and start the cache with prefixes; the cache to run with.
 
     ``ids`` (B, T) are the tokens of this pass, -1 where vectors were given. Prompts and prefixes are for a first pass:
-    later ones find them in the cache.
+    later ones find them in the cache, and a cache that holds others is refused.
     """
     acting = [a for a in adapters.values() if a.rows(context) is not False]
     context.prompt_length, context.prompt_keep, context.prompts_placed, context.hidden = 0, None, False, None
+    given, fresh = makers(context, acting, len(ids)), cache is None or not cache.length
+    check_makers(cache, given)
     # BEGIN SOLUTION(task="5.5b")
     if cache is None or not cache.length:
         context.prompt_length, context.prompt_keep = places(context, {a.name: a.prompt_length for a in acting})
         cache = with_prefixes(context, acting, len(ids), cache)
     # END SOLUTION
-    hiding = [a for a in acting if type(a).hidden is not Adapter.hidden]
-    if hiding:
+    if fresh and any(given):
         cache = Cache() if cache is None and use_cache else cache
-        context.hidden = hidden_keys(context, hiding, unmasked(ids, attention_mask), cache)
+    if fresh and cache is not None:
+        cache.made_by = given
+        cache.before = cache.length if cache.real is None else cache.real.sum(axis=1)  # a prompt is counted by the base
+    hiding = [a for a in acting if type(a).hidden is not Adapter.hidden]
+    if hiding or (cache is not None and cache.ids is not None):  # tokens are kept in every pass, or in none
+        cache = Cache() if cache is None and use_cache else cache
+        hidden = hidden_keys(context, hiding, unmasked(ids, attention_mask), cache)
+        context.hidden = hidden if hiding else None
     return cache
 
 
@@ -51,6 +59,31 @@ def unmasked(ids: np.ndarray, attention_mask: Any) -> np.ndarray:
     seen = seen[:, 0].any(axis=1) if seen.ndim == 4 else seen  # (B, S), of which the last T are those of this pass
     own = seen[:, -ids.shape[1] :] if seen.ndim == 2 else seen
     return np.where(own, ids, -1) if own.shape == ids.shape else ids  # else the base says what is wrong
+
+
+def makers(context: ForwardContext, acting: Sequence[Adapter], batch: int) -> tuple[tuple[str, ...], ...]:
+    """For each row the adapters that put vectors before its text."""
+    names = sorted(a.name for a in acting if a.prompt_length or a.prefix_length)
+    if context.adapter_names is None:
+        return (tuple(names),) * batch
+    return tuple((name,) if name in names else () for name in context.adapter_names)
+
+
+def check_makers(cache: Cache | None, given: tuple[tuple[str, ...], ...]) -> None:
+    """ValueError where a cache was filled under other prompts or prefixes than those that act now."""
+    if cache is None or not cache.length:
+        return
+    held = cache.made_by or ((),) * len(given)
+    for row, (before, now) in enumerate(zip(held, given, strict=False)):
+        if before != now:
+            raise ValueError(
+                f"the cache holds {said(before)} in row {row}, but {said(now)} acts: go on under the adapters that "
+                "filled it, or start with an empty Cache()"
+            )
+
+
+def said(names: Sequence[str]) -> str:
+    return f"the prompt or prefix of {', '.join(names)}" if names else "no prompt or prefix"
 
 
 def places(context: ForwardContext, lengths: Mapping[str, int]) -> tuple[int, np.ndarray | None]:
@@ -111,7 +144,7 @@ def own_rows(parts: Sequence[Tensor], longest: int, owner: np.ndarray) -> Tensor
 def hidden_keys(context: ForwardContext, hiding: Sequence[Adapter], ids: np.ndarray, cache: Cache | None) -> np.ndarray:
     """bool (B, new, S): what the adapters' masks hide; the cache keeps the tokens for later passes."""
     past, new = 0 if cache is None else cache.length, context.prompt_length + ids.shape[1]
-    known = None if cache is None or cache.ids is None else cache.ids[:, :past]
+    known = None if cache is None else cache.tokens(past)
     before = np.full((len(ids), past), -1) if known is None else known
     everything = np.concatenate([before, np.full((len(ids), context.prompt_length), -1), ids], axis=1)
     if cache is not None:

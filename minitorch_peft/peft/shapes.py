@@ -145,9 +145,10 @@ class Tokens(Around):
     def mixed(self, x: Tensor, context: ForwardContext | None, rows: np.ndarray) -> Tensor:
         """Each row's own prompt, at the right end of places that all rows share; what is left of it is masked."""
         assert context is not None and context.adapter_names is not None
-        prompts = {layer.adapter.name: layer.prompt() for layer in self.chain() if isinstance(layer, Tokens)}
+        layers = {layer.adapter.name: layer for layer in self.chain() if isinstance(layer, Tokens)}
+        prompts = {n: layers[n].prompt() for n in dict.fromkeys(context.adapter_names) if n in layers}
         table, first = [Tensor(np.zeros((1, x.shape[-1]), x.dtype))], {}
-        for name in dict.fromkeys(n for n in context.adapter_names if n in prompts):
+        for name in prompts:
             first[name] = sum(len(t) for t in table)
             table.append(prompts[name])
         index = np.zeros((x.shape[0], context.prompt_length), int)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from peft_cases import IDS, TIGHT, gpt, logits, stirred
 
 import minitorch_peft as mp
+from minitorch_peft.nn import ForwardContext
 from minitorch_peft.peft import METHODS, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
 
 USERS = {
@@ -114,3 +115,82 @@ def test_what_changes_the_whole_batch_says_so():
         p.add_adapter(name, config)
         with pytest.raises(ValueError, match=f"adapter {name} changes the whole batch at once"):
             p(IDS, adapter_names=["lora", name, "prompt_tuning"])
+
+
+SERVED = ["long-prefix", "prompt_tuning", "lora"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_given_positions_are_counted_from_each_row_s_own_text(family):
+    p, places = served(SERVED, family), np.arange(8)[None]
+    options = {"adapter_names": SERVED}
+    whole = logits(p, **options)
+    np.testing.assert_array_equal(logits(p, position_ids=places, **options), whole)
+    np.testing.assert_array_equal(logits(p, position_ids=np.repeat(places, 3, axis=0), **options), whole)
+    cache = None
+    for part in np.split(np.arange(8), [3, 4]):
+        out = p(IDS[:, part], position_ids=part[None], past_key_values=cache, use_cache=True, **options)
+        cache = out.past_key_values
+        np.testing.assert_allclose(out.logits.data, whole[:, part], **TIGHT)
+    moved = logits(p, position_ids=places * 2, **options)
+    for row, name in enumerate(SERVED):
+        alone = logits(p, IDS[row : row + 1], position_ids=places * 2, adapter_names=[name])
+        np.testing.assert_allclose(moved[row], alone[0], **TIGHT)
+
+
+def test_positions_are_given_under_prompts_and_prefixes_that_act_together():
+    p = served(SERVED)
+    p.set_adapter(["prompt_tuning", "long-prefix"])
+    np.testing.assert_array_equal(logits(p, position_ids=np.arange(8)[None]), logits(p))
+
+
+def test_a_left_padded_row_s_prompt_predicts_its_first_word():
+    names = ["prompt_tuning", "long-prompt", "prompt_tuning"]
+    p = served(names)
+    labels = np.where(MASK, IDS, -100)
+    out = p(IDS, labels=labels, attention_mask=MASK, adapter_names=names)
+    total, count = 0.0, 0
+    for row, name in enumerate(names):
+        alone = IDS[row : row + 1, (~MASK[row]).sum() :]
+        one = p(alone, labels=alone, adapter_names=[name])
+        total, count = total + one.loss.item() * one.num_targets, count + one.num_targets
+    assert out.num_targets == count == MASK.sum()
+    np.testing.assert_allclose(out.loss.item(), total / count, rtol=1e-5)
+
+
+def test_where_adapters_are_disabled_no_row_runs_under_one():
+    p = served(["lora", "prompt_tuning"])
+    base = logits(gpt("gpt2"))
+    with p.disable_adapter(), p.disable_adapter():
+        np.testing.assert_array_equal(logits(p, adapter_names=["lora", "__base__", "prompt_tuning"]), base)
+        assert np.array_equal(p.generate(IDS, 3, adapter_names=["prompt_tuning"] * 3), gpt("gpt2").generate(IDS, 3))
+        with pytest.raises(ValueError, match="no adapter named nobody"):
+            p(IDS, adapter_names=["nobody"] * 3)
+    assert np.abs(logits(p, adapter_names=["lora"] * 3) - base).max() > 1e-3
+
+
+def test_generation_counts_each_row_s_prompt_before_it_starts():
+    p, written = served(["long-prompt", "long-prefix"]), []
+    names = ["long-prefix", "long-prompt", "__base__"]  # 4, 5 and 0 places; rows of 8, 5 and 2 words; 24 positions
+    assert p.generate(IDS, 13, attention_mask=MASK, adapter_names=names).shape == (3, 21)
+    p.set_adapter("long-prompt")
+    assert p.generate(IDS, 12).shape == (3, 20)
+    for options in ({"max_new_tokens": 14, "adapter_names": names, "attention_mask": MASK}, {"max_new_tokens": 13}):
+        with pytest.raises(ValueError, match="needs 25 positions, the model has 24"):
+            p.generate(IDS, stream=written.append, **options)
+    assert not written
+
+
+def test_a_prompt_that_no_row_has_is_not_made(monkeypatch):
+    p = served(["prompt_tuning", "long-prompt", "p_tuning"])
+    names = ["prompt_tuning", "long-prompt", "__base__"]
+    expected = logits(p, adapter_names=names)
+    monkeypatch.setattr(p.adapters["p_tuning"].parts["prompt_encoder"], "forward", None)
+    np.testing.assert_array_equal(logits(p, adapter_names=names), expected)
+
+
+def test_the_rows_of_an_adapter_are_looked_for_once_a_pass():
+    context = ForwardContext(adapter_names=("a", "b"))
+    assert context.rows("a").tolist() == [True, False] and context.rows("a") is context.rows("a")
+    context.adapter_names = ("b", "b")
+    assert context.rows("a").tolist() == [False, False]
