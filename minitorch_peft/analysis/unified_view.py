@@ -29,6 +29,7 @@ from minitorch_peft.peft import PeftModel
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.function.bottleneck_function import NON_LINEARITIES
 from minitorch_peft.peft.inject import Wrapper, eject, inject
+from minitorch_peft.peft.registry import method_of
 
 Insertion = Literal["parallel", "sequential", "replaces", "before"]
 
@@ -63,13 +64,13 @@ VIEW: dict[str, View] = {
     "prefix_tuning": View("softmax(q P_kᵀ) P_v", "parallel", "every attention head", "(1 - λ) h + λ Δh"),
     "p_tuning_v2": View("softmax(q P_kᵀ) P_v", "parallel", "every attention head", "(1 - λ) h + λ Δh"),
     "gist": View("softmax(q K_gistᵀ) V_gist", "parallel", "every attention head", "(1 - λ) h + λ Δh"),
-    "seq_bn": View("W_up f(W_down z)", "sequential", "the feed-forward", "h + Δh"),
-    "double_seq_bn": View("W_up f(W_down z)", "sequential", "the attention and the feed-forward", "h + Δh"),
-    "par_bn": View("W_up f(W_down z)", "parallel", "the feed-forward", "h + s Δh"),
+    "seq_bn": View("s W_up f(W_down z)", "sequential", "the feed-forward", "h + Δh"),
+    "double_seq_bn": View("s W_up f(W_down z)", "sequential", "the attention and the feed-forward", "h + Δh"),
+    "par_bn": View("s W_up f(W_down z)", "parallel", "the feed-forward", "h + Δh"),
     "mam": View(
         "W_up f(W_down z); softmax(q P_kᵀ) P_v", "parallel", "feed-forward; attention heads", "h + s Δh; gated"
     ),
-    "fusion": View("Σ_i a_i(z) Δh_i", "sequential", "where the fused adapters stand", "h + Δh"),
+    "fusion": View("W_V Σ_i a_i(z) Δh_i", "sequential", "where the fused adapters stand", "h + Δh"),
     "loreft": View("Rᵀ (W z + b - R z)", "sequential", "the residual stream after a block", "h + Δh"),
     "ladder": View("a small transformer on all h_i", "parallel", "the whole stack of blocks", "h + Δh"),
     "moe": View("Σ_i g_i(z) E_i(z), g sparse", "parallel", "the feed-forward", "h + Δh"),
@@ -193,8 +194,17 @@ Rewriting = dict[str, tuple[type[Wrapper], tuple[Any, ...]]]
 """By path, the wrapper that stands for an adapter there, and what it is made with."""
 
 
+def require(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(f"this rewriting is true of {what}")
+
+
 def lora_as_parallel_adapter(adapter: Adapter) -> Rewriting:
     """LoRA is a parallel adapter whose activation is the identity, around one linear layer."""
+    plain = method_of(adapter.config).name in ("lora", "lora_plus") and not adapter.config.lora_dropout
+    require(
+        plain and not any(layer.base.takes_ids for layer in adapter.wrappers.values()), "LoRA of linear layers alone"
+    )
     return {
         path: (Modified, (LowRank(layer.lora_A, layer.lora_B, layer.scaling), "parallel"))
         for path, layer in adapter.wrappers.items()
@@ -203,6 +213,8 @@ def lora_as_parallel_adapter(adapter: Adapter) -> Rewriting:
 
 def ia3_as_diagonal_adapter(adapter: Adapter) -> Rewriting:
     """IA3 is a sequential adapter with a diagonal matrix; on a feed-forward's input, one around the activation."""
+    inner = [path for path, layer in adapter.wrappers.items() if layer.feedforward]
+    require(all(p.endswith("down_proj") for p in inner), "feed-forward layers whose input is the inner activation")
     return {
         path.replace("down_proj", "act") if layer.feedforward else path: (
             Modified, (Diagonal(layer.ia3_l.reshape(-1)), "sequential"),
@@ -240,6 +252,12 @@ def bottleneck_as_adapter(adapter: Adapter) -> Rewriting:
 
 def identity_adapter_as_lora(adapter: Adapter) -> Rewriting:
     """A scaled parallel adapter without activation and biases is LoRA on the MLP, A = W_down and B = W_up."""
+    layers = adapter.wrappers.values()
+    plain = all(layer.is_parallel and layer.non_linearity == "identity" for layer in layers)
+    biases = [part.bias.data for layer in layers for part in (layer.adapter_down, layer.adapter_up)]
+    require(
+        plain and not any(b.any() for b in biases), 'parallel adapters with non_linearity="identity" and biases of zero'
+    )
     return {
         path: (Modified, (LowRank(layer.adapter_down.weight, layer.adapter_up.weight, layer.scaling), "parallel"))
         for path, layer in adapter.wrappers.items()
@@ -248,6 +266,8 @@ def identity_adapter_as_lora(adapter: Adapter) -> Rewriting:
 
 def loreft_as_sequential_adapter(adapter: Adapter) -> Rewriting:
     """LoReFT of every token is a sequential adapter of the residual stream, linear, with W_up = Rᵀ tied to W_down."""
+    config = adapter.config
+    require(config.prefix_positions is None and not config.dropout, "prefix_positions=None and dropout=0: every token")
     return {
         path: (Modified, (Edit(layer.edit.R, layer.edit.W, layer.edit.b), "sequential"))
         for path, layer in adapter.wrappers.items()

@@ -105,9 +105,26 @@ def zeros(n):
 
 @families
 def test_ia3_is_the_diagonal_sequential_adapter(family):
-    targets = ["k_proj", "v_proj", "down_proj"] if family == "gpt2" else ["k_proj", "v_proj"]
-    p = adapted("ia3", family, target_modules=targets, feedforward_modules=["down_proj"] if family == "gpt2" else [])
+    p = adapted("ia3", family)  # scaling a factor of the inner activation scales the gated product too
     assert_same(p, ia3_as_diagonal_adapter(p.adapters["default"]))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "rewrite"),
+    [
+        ("dora", {"r": 2}, lora_as_parallel_adapter),
+        ("lora", {"r": 2, "lora_dropout": 0.1}, lora_as_parallel_adapter),
+        ("ia3", {"target_modules": ["o_proj"], "feedforward_modules": ["o_proj"]}, ia3_as_diagonal_adapter),
+        ("loreft", {}, loreft_as_sequential_adapter),
+        ("par_bn", {"non_linearity": "relu"}, identity_adapter_as_lora),
+        ("par_bn", {"non_linearity": "identity"}, identity_adapter_as_lora),
+        ("seq_bn", {"non_linearity": "identity"}, identity_adapter_as_lora),
+    ],
+)
+def test_a_rewriting_says_what_it_is_true_of(method, settings, rewrite):
+    p = adapted(method, "gpt2", **settings)
+    with pytest.raises(ValueError, match="this rewriting is true of"):
+        rewrite(p.adapters["default"])
 
 
 def test_bitfit_is_the_constant_adapter():
