@@ -58,6 +58,14 @@ def cases(methods, families=("gpt2", "llama")):
     ]
 
 
+def slow_cases(methods, families):
+    return [
+        pytest.param(m, m.examples[0], family, id=f"{m.name}-0-{family}", marks=SLOW)
+        for m in methods
+        for family in families
+    ]
+
+
 def fast(method, i, family):
     last = max(0, len(method.examples) - 1)
     return (family, i) in (("gpt2", 0), ("llama", last), ("gpt2-4bit", 0), ("llama-4bit", 1))
@@ -65,12 +73,24 @@ def fast(method, i, family):
 
 SLOW = pytest.mark.slow
 QLORA = [*cases([METHODS["lora"]], ["gpt2-4bit"])[::2], cases([METHODS["lora"]], ["llama-4bit"])[1]]
-laws = pytest.mark.parametrize("method, config, family", cases(METHODS.values()) + QLORA)
+FOUR_BITS = [
+    METHODS[name] for name in ("dora", "seq_bn", "prompt_tuning")
+]  # one more of each shape that four bits allow
+ROWWISE = [m for m in METHODS.values() if m.rowwise]
+laws = pytest.mark.parametrize(
+    "method, config, family", [*cases(METHODS.values()), *QLORA, *slow_cases(FOUR_BITS, ["gpt2-4bit", "llama-4bit"])]
+)
 
 
 def merge_laws(wanted):
     having = cases(m for m in METHODS.values() if m.mergeable is wanted)
-    return pytest.mark.parametrize("method, config, family", having + (QLORA if wanted else []))
+    packed = slow_cases([m for m in FOUR_BITS if m.mergeable is wanted], ["gpt2-4bit", "llama-4bit"])
+    return pytest.mark.parametrize("method, config, family", having + (QLORA if wanted else []) + packed)
+
+
+def another(method, config):
+    """Another of the method's examples than ``config``, where it has one."""
+    return next((c for c in method.examples if c != config), config)
 
 
 untying = pytest.mark.filterwarnings("ignore:merging changed a weight that the embedding and the head shared")
@@ -156,7 +176,8 @@ def test_gradients_are_right_and_never_reach_the_base(method, config, family):
     context = ForwardContext(seed=1, step=2)  # the same mask of dropout at every call
 
     def run():
-        return p(IDS, attention_mask=MASK, context=context).logits
+        out, penalty = p(IDS, attention_mask=MASK, context=context).logits, p.penalty()
+        return out if penalty is None else out + penalty
 
     assert mp.gradcheck(run, (), parameters=p.trainable_parameters())
     p(IDS, labels=IDS, context=context).loss.backward()
@@ -216,6 +237,13 @@ def snapshot_all(p):
     return {name: array.tobytes() for name, array in p.state_dict().items()}
 
 
+REWORDED = {
+    "alpha_pattern", "init_ids", "init_weights", "layers_to_transform", "prompt_tuning_init", "prompt_tuning_init_ids",
+    "target_modules",
+}  # fmt: skip
+"""Settings that a file of peft's has in other words, or whose effect is in the tensors."""
+
+
 # -- files -----------------------------------------------------------------------------------------------------
 @laws
 def test_our_own_file_gives_back_the_same_bits(method, config, family, tmp_path):
@@ -239,6 +267,8 @@ def test_peft_s_file_gives_the_same_outputs(method, config, family, tmp_path):
     again = loaded(config, family, tmp_path)
     assert {n: q.shape for n, q in again.named_parameters()} == {n: q.shape for n, q in p.named_parameters()}
     np.testing.assert_allclose(logits(again), logits(p), rtol=1e-6, atol=1e-6)
+    kept, found = config.to_dict(), again.adapters["default"].config.to_dict()
+    assert {k: v for k, v in kept.items() if k not in REWORDED} == {k: v for k, v in found.items() if k not in REWORDED}
 
 
 # -- merging ---------------------------------------------------------------------------------------------------
@@ -310,7 +340,7 @@ def test_a_left_padded_row_equals_the_row_alone(method, config, family):
 @laws
 def test_rows_under_different_adapters(method, config, family):
     p = stirred(adapted(config, family))
-    p.add_adapter("second", config, seed=1)
+    p.add_adapter("second", another(method, config), seed=1)
     stirred(p, "second", scale=0.2)
     names = ["second", "__base__", "default"]
     if not method.rowwise:
@@ -329,10 +359,10 @@ def test_rows_under_different_adapters(method, config, family):
         np.testing.assert_allclose(mixed[1], logits(p, attention_mask=MASK)[1], **TIGHT)
 
 
-@pytest.mark.parametrize("method, config, family", cases(m for m in METHODS.values() if m.rowwise) + QLORA)
+@pytest.mark.parametrize("method, config, family", cases(ROWWISE) + QLORA + slow_cases(FOUR_BITS, ["gpt2-4bit"]))
 def test_in_training_gradients_reach_each_row_s_own_adapter_only(method, config, family):
     p = stirred(adapted(config, family, np.float64))
-    p.add_adapter("second", config, seed=1)
+    p.add_adapter("second", another(method, config), seed=1)
     stirred(p, "second")
     p.set_adapter(["default", "second"])
     names = ["second", "__base__", "default"]
@@ -381,7 +411,9 @@ def test_methods_act_together_as_they_declare(a, b, tmp_path):
             p.set_adapter(["first", "second"])
         assert p.active_adapters == ("first",)
         return
-    p.set_adapter(["first", "second"], train=["second"])
+    for order in (["second", "first"], ["first", "second"]):
+        p.set_adapter(order, train=["second"])
+        check_padding_and_merge(p, a.mergeable and b.mergeable)
     together = logits(p)
     for name in ("first", "second"):
         p.set_adapter(name)
@@ -405,6 +437,15 @@ def test_methods_act_together_as_they_declare(a, b, tmp_path):
     p.delete_adapter("first")
     np.testing.assert_allclose(logits(p), alone, **TIGHT)
     assert snapshot(p.unload()) == bytes_before
+
+
+def check_padding_and_merge(p, mergeable):
+    unmerged, start = logits(p, attention_mask=MASK), int((~MASK[1]).sum())
+    np.testing.assert_allclose(unmerged[1, start:], logits(p, IDS[1:2, start:])[0], **TIGHT)
+    if mergeable:
+        p.merge_adapter()
+        np.testing.assert_allclose(logits(p, attention_mask=MASK), unmerged, rtol=1e-4, atol=1e-4)
+        p.unmerge_adapter()
 
 
 def check_cache_and_merge(p, mergeable):
