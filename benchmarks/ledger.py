@@ -2,9 +2,10 @@
 
     python -m benchmarks.ledger [--method lora ...] [--results benchmarks/results]
 
-Each method runs in a fresh process, under its defaults. ``allocated`` is the most that Python and NumPy hold at once in
-a step of the trainer (tracemalloc), ``resident`` what the system gave to the process beyond what it had before there
-was a model. Writes ledger.json.
+Each method runs in a fresh process, under its defaults; random_mask, partial and fusion, which have none, under the
+settings of their first example. ``allocated`` is the most that Python and NumPy hold at once in a step of the trainer
+(tracemalloc), ``resident`` what the system gave to the process beyond what it had before there was a model. Writes
+ledger.json.
 """
 
 from __future__ import annotations

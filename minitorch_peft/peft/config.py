@@ -27,7 +27,8 @@ class PeftConfig:
             value = getattr(self, f.name)
             if isinstance(value, tuple | set | frozenset):
                 setattr(self, f.name, list(value) if isinstance(value, tuple) else sorted(value))
-        for name, hint in hints_of(type(self)).items():
+        kind: Any = type(self)
+        for name, hint in hints_of(kind).items():
             setattr(self, name, of_kind(name, getattr(self, name), hint))
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class PeftConfig:
 
 
 @cache
-def hints_of(config: type[PeftConfig]) -> dict[str, Any]:
+def hints_of(config: type[Any]) -> dict[str, Any]:
     """Setting to type hint."""
     hints = get_type_hints(config)
     return {f.name: hints[f.name] for f in fields(config)}
@@ -64,11 +65,17 @@ def are_whole(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_whole, value))
 
 
+def is_pattern(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
 KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda v: isinstance(v, bool)),
     float: ("a number", is_number),
     float | None: ("a number or None", lambda v: v is None or is_number(v)),
     list[int]: ("a list of whole numbers", are_whole),
+    Pattern: ("a list of names or a regex", is_pattern),
+    Pattern | None: ("a list of names, a regex or None", lambda v: v is None or is_pattern(v)),
     int | list[int] | None: ("whole numbers or None", lambda v: v is None or is_whole(v) or are_whole(v)),
 }
 """What a hint says in words, and what it allows. Where a method knows better words for one, it has a check itself."""
@@ -93,6 +100,11 @@ def of_kind(name: str, value: Any, hint: Any) -> Any:
 def check_count(name: str, value: Any) -> None:
     if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_dropout(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
 
 
 def check_positive(name: str, value: Any, other: str = "") -> None:
@@ -127,8 +139,6 @@ class LowRankConfig(PeftConfig):
             check_count("r", r)
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
             check_positive("lora_alpha", alpha)
-        if self.target_modules is None:
-            raise ValueError('target_modules must name layers: a list of names, a regex, or "all-linear"')
 
     def targets(self, model: GPT) -> dict[str, Any]:
         """Path to module of every layer that the config names; ValueError where a name fits none."""

@@ -6,6 +6,7 @@ import pytest
 
 from minitorch_peft.cli.errors import USAGE
 from minitorch_peft.cli.ledger import USUAL
+from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.peft import METHODS
 
 SMALL = ["--batch-size", 2, "--length", 12]
@@ -46,6 +47,24 @@ def test_a_base_in_four_bits(call, base):
     }
     assert weights["qlora"]["base"] < weights["lora-r16"]["base"]
     assert weights["qlora"]["method"] == weights["lora-r16"]["method"]
+
+
+def test_a_method_that_does_not_apply_is_named_beside_the_others(call, tmp_path):
+    GPT(GPTConfig.llama(vocab_size=61, n_positions=48, n_embd=16, n_layer=2, n_head=2)).save_pretrained(
+        tmp_path / "llama"
+    )
+    options = ["--base", tmp_path / "llama", *SMALL, "--method", "lora", "--method", "bitfit"]
+    done = call("ledger", *options)
+    assert done.code == 0 and "lora" in done.out and "bitfit does not apply: " in done.out
+    value = call("ledger", *options, "--json").json
+    assert list(value["predicted"]) == ["lora"] and "no biases" in value["does_not_apply"]["bitfit"]
+    alone = call("ledger", *options[:-4], "--method", "bitfit")
+    assert alone.code == USAGE and "no biases" in alone.error
+
+
+@pytest.mark.parametrize("method", ["random_mask", "fusion", "partial"])
+def test_a_method_without_defaults(call, base, method):
+    assert call("ledger", "--base", base, *SMALL, "--method", method).code == 0
 
 
 @pytest.mark.slow
