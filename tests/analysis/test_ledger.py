@@ -13,6 +13,7 @@ from minitorch_peft.analysis.ledger import Ledger, ledger, measure
 from minitorch_peft.analysis.ledger.formulas import (
     activation_bytes,
     attention_flops,
+    ladder_flops,
     product_flops,
     training_flops,
 )
@@ -21,7 +22,8 @@ from minitorch_peft.analysis.ledger.tables import held_against, totals
 from minitorch_peft.analysis.ledger.trace import prepared, record, scaled
 from minitorch_peft.analysis.memory import peak_memory
 from minitorch_peft.models import GPT, GPTConfig
-from minitorch_peft.peft import METHODS, LoraConfig, PromptTuningConfig, get_peft_model
+from minitorch_peft.peft import METHODS, LadderConfig, LoraConfig, PromptTuningConfig, get_peft_model
+from minitorch_peft.peft.function.ladder_start import side_config
 from minitorch_peft.quant import quantize_model
 from minitorch_peft.training import TrainConfig, Trainer
 
@@ -154,6 +156,14 @@ def test_the_formulas_are_what_the_engine_does(batch):
     assert frozen.forward.products + frozen.backward.products == training_flops(SMALL, batch, frozen=True)
     for found in (whole, frozen):
         assert found.activation_bytes == pytest.approx(activation_bytes(SMALL, batch), rel=0.01)
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+@pytest.mark.parametrize("batch", [BATCH, (1, 64)])
+def test_the_formula_of_a_ladder_is_what_the_engine_does(batch, factor):
+    found = ledger(SMALL, LadderConfig(reduction_factor=factor), batch)
+    said = ladder_flops(SMALL, batch, side_config(SMALL, factor))
+    assert found.forward.products + found.backward.products == said
 
 
 # -- what the lecture says -------------------------------------------------------------------------------------

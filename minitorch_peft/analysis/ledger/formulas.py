@@ -16,8 +16,13 @@ So with M = 2N (L (4C² + 2CI) + VC), the products with weights:
     full fine-tuning          3M + attention        dX and dW
     frozen base               2M + attention        dX alone: two thirds of it. No method that adapts the lowest block,
                                                     and no prompt, gets below that
-    ladder                     M + attention        no gradient passes a block: forward only
+    ladder                     M + attention        no gradient passes a block: forward, and of the backward pass
+                                 + 2NVC + side      the head's dX, 2NVC; and the side network, which trains whole
     inference, merged LoRA     M + attention        what the base costs
+
+A side network of width w, i wide inside its MLPs, has "side" = 6N L (4w² + 2wi), its blocks' products three times;
+2N (2L + 5) Cw, for going up three times and for its L + 1 ways down twice, since what they start from is frozen; and
+attention as a block's, w wide. That is not little where it is not much narrower than the base, or the head is wide.
 
 **Bytes** of float32. Each parameter has 4 of weight (8 under the method ``full``, which keeps the original beside the
 copy that trains), and where it trains 4 of gradient and 8 of AdamW's state. Between forward and backward a block keeps
@@ -55,6 +60,15 @@ def attention_flops(config: GPTConfig, batch: Batch) -> int:
 def training_flops(config: GPTConfig, batch: Batch, frozen: bool) -> int:
     """Forward and backward of a model that trains whole, or of a frozen one that gradients pass through."""
     return (2 if frozen else 3) * product_flops(config, batch) + 7 * attention_flops(config, batch) // 2
+
+
+def ladder_flops(config: GPTConfig, batch: Batch, side: GPTConfig) -> int:
+    """Forward and backward of a frozen model beside which a network of the shape ``side`` climbs."""
+    C, L, w, N = config.n_embd, config.n_layer, side.n_embd, batch[0] * batch[1]
+    of_head = 2 * N * config.vocab_size * C
+    of_side = 6 * N * L * (4 * w * w + 2 * w * side.inner) + 2 * N * (2 * L + 5) * C * w
+    of_side += 7 * attention_flops(side, batch) // 2
+    return product_flops(config, batch) + attention_flops(config, batch) + of_head + of_side
 
 
 def activation_bytes(config: GPTConfig, batch: Batch) -> int:
