@@ -258,7 +258,7 @@ def test_files_that_cannot_be_read_say_why(settings, message, tmp_path):
         ({"r": 0}, "r must be a whole number of at least 1, got 0"),
         ({"d_initial": 0.0}, "d_initial must be a number, and not 0"),
         ({"projection_prng_key": "a"}, "projection_prng_key must be a whole number"),
-        ({"target_modules": None}, "target_modules must name layers"),
+        ({"target_modules": None}, "target_modules must be a list of names or a regex, got None"),
     ],
 )
 def test_bad_configs(options, message):

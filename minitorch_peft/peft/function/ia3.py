@@ -40,7 +40,7 @@ class IA3Config(PeftConfig):
     peft_type: ClassVar[str] = "IA3"
 
     target_modules: Pattern = ("k_proj", "v_proj", "down_proj")
-    feedforward_modules: Pattern = ("down_proj",)
+    feedforward_modules: Pattern | None = ("down_proj",)
     exclude_modules: Pattern | None = None
 
     def targets(self, model: GPT) -> dict[str, tuple[Any, bool]]:
@@ -48,7 +48,12 @@ class IA3Config(PeftConfig):
         found = target_leaves(model, self.target_modules, exclude_modules=self.exclude_modules)
         if ids := [path for path, leaf in found.items() if leaf.takes_ids]:
             raise ValueError(f"IA3 scales the layers that multiply by a weight, {ids[0]} looks rows up: leave it out")
-        inner = set(select(self.feedforward_modules, found, "target") if self.feedforward_modules else ())
+        try:
+            inner = set(select(self.feedforward_modules, found, "target") if self.feedforward_modules else ())
+        except ValueError as error:
+            raise ValueError(
+                f"feedforward_modules: {error}. They are some of target_modules; [] is none of them"
+            ) from None
         return {path: (leaf, path in inner) for path, leaf in found.items()}
 
 

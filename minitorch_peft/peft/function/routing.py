@@ -28,7 +28,7 @@ from minitorch_peft.kernels import dispatch
 from minitorch_peft.nn import ForwardContext, Module, init, mode_of
 from minitorch_peft.ops.indexing import Index
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, check_count
 from minitorch_peft.peft.function.places import visible
 from minitorch_peft.peft.patterns import layer_index
 from minitorch_peft.peft.shapes import Around
@@ -50,9 +50,7 @@ class RoutedConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("num_experts", "top_k"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            check_count(name, getattr(self, name))
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k={self.top_k} of num_experts={self.num_experts}: there are not so many")
         if self.aux_loss_coef < 0 or not 0 <= self.router_jitter < 1:

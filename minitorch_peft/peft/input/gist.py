@@ -29,9 +29,10 @@ from minitorch_peft.models import GPT, Cache
 from minitorch_peft.models.inputs import as_array, as_ids
 from minitorch_peft.nn import ForwardContext, Module, mode_of
 from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.config import check_count
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.input.starts import at, vocabulary
-from minitorch_peft.peft.input.virtual_tokens import check_count
+from minitorch_peft.peft.input.virtual_tokens import check_ids
 from minitorch_peft.peft.model import PeftModel
 from minitorch_peft.peft.parameter.lora import LoraConfig, LoraLayer, lora_count
 from minitorch_peft.peft.registry import Method, register
@@ -58,6 +59,7 @@ class GistConfig(LoraConfig):
         super().__post_init__()
         self.check_plain("gisting")
         check_count("num_gist_tokens", self.num_gist_tokens)
+        check_ids("gist_token_ids", self.gist_token_ids)
         if self.gist_condition not in CONDITIONS:
             raise ValueError(f"gist_condition={self.gist_condition!r}: expected one of {', '.join(CONDITIONS)}")
         if len(set(self.ids)) != self.num_gist_tokens or len(self.ids) != self.num_gist_tokens:

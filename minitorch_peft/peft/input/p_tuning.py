@@ -22,8 +22,9 @@ from typing import ClassVar
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import LSTM, Activation, Embedding, ForwardContext, Linear, Module, Sequential
+from minitorch_peft.peft.config import check_count, check_dropout
 from minitorch_peft.peft.input.prompt_files import PromptFiles
-from minitorch_peft.peft.input.virtual_tokens import PromptAdapter, Table, VirtualTokensConfig, check_count
+from minitorch_peft.peft.input.virtual_tokens import PromptAdapter, Table, VirtualTokensConfig
 from minitorch_peft.peft.registry import Method, register
 
 
@@ -54,8 +55,7 @@ class PromptEncoderConfig(VirtualTokensConfig):
         if self.encoder_hidden_size is not None:
             check_count("encoder_hidden_size", self.encoder_hidden_size)
         check_count("encoder_num_layers", self.encoder_num_layers)
-        if not 0 <= self.encoder_dropout < 1:
-            raise ValueError(f"encoder_dropout must be in [0, 1), got {self.encoder_dropout!r}")
+        check_dropout("encoder_dropout", self.encoder_dropout)
 
     def sizes(self, model: GPT) -> tuple[int, int, int]:
         """k, C and h."""

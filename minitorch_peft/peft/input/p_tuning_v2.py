@@ -21,6 +21,7 @@ from typing import ClassVar
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.nn import Dropout
 from minitorch_peft.peft.adapter import Adapter
+from minitorch_peft.peft.config import check_dropout
 from minitorch_peft.peft.input.prefix_tuning import PrefixTuning, PrefixTuningConfig, prefix_count
 from minitorch_peft.peft.input.prompt_files import PromptFiles
 from minitorch_peft.peft.interop import AdapterFiles
@@ -37,8 +38,7 @@ class PTuningV2Config(PrefixTuningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.prefix_dropout < 1:
-            raise ValueError(f"prefix_dropout must be in [0, 1), got {self.prefix_dropout!r}")
+        check_dropout("prefix_dropout", self.prefix_dropout)
 
 
 class PTuningV2(PrefixTuning):

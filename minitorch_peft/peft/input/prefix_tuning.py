@@ -25,9 +25,10 @@ import numpy as np
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Activation, Embedding, ForwardContext, Linear, Module, Sequential, init
+from minitorch_peft.peft.config import check_count
 from minitorch_peft.peft.input.prompt_files import PromptFiles
 from minitorch_peft.peft.input.starts import activations, solved, words
-from minitorch_peft.peft.input.virtual_tokens import Table, VirtualTokens, VirtualTokensConfig, check_count, check_ids
+from minitorch_peft.peft.input.virtual_tokens import Table, VirtualTokens, VirtualTokensConfig, check_ids
 from minitorch_peft.peft.registry import Method, register
 
 STARTS = (None, "zero", "text")

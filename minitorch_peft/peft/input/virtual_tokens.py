@@ -16,7 +16,7 @@ from minitorch_peft.autograd.tensor import Tensor, no_grad
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Embedding, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, are_whole, check_count
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.shapes import Tokens
 
@@ -30,14 +30,8 @@ class VirtualTokensConfig(PeftConfig):
         check_count("num_virtual_tokens", self.num_virtual_tokens)
 
 
-def check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
 def check_ids(name: str, value: Any) -> None:
-    whole = isinstance(value, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
-    if value is not None and not whole:
+    if value is not None and not are_whole(value):
         raise ValueError(f"{name} must be a list of token ids, got {value!r}")
 
 

@@ -24,7 +24,7 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Dropout, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, check_dropout, is_whole
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.parameter.adalora_budget import RankAllocator, check_schedule
 from minitorch_peft.peft.parameter.adalora_files import AdaLoraFiles, among_first, ranks_left
@@ -61,9 +61,11 @@ class AdaLoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("init_r", "target_r", "tinit", "tfinal", "deltaT"):
-            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool):
+        for name in ("init_r", "target_r", "tinit", "tfinal", "deltaT", "total_step"):
+            value = getattr(self, name)
+            if not is_whole(value) and (name, value) != ("total_step", None):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
+        check_dropout("lora_dropout", self.lora_dropout)
         if not 1 <= self.target_r <= self.init_r:
             raise ValueError(f"target_r must be from 1 to init_r={self.init_r}, got {self.target_r!r}")
         if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
@@ -71,7 +73,11 @@ class AdaLoraConfig(PeftConfig):
         if not (0 <= self.orth_reg_weight < math.inf and 0 < self.lora_alpha < math.inf):
             raise ValueError("orth_reg_weight must be at least 0, lora_alpha above it, and both finite")
         check_schedule(self, self.total_step)
+        if not isinstance(self.rank_pattern, dict | None):
+            raise ValueError(f"rank_pattern must be a dict from paths to lists, got {self.rank_pattern!r}")
         for path, kept in (self.rank_pattern or {}).items():
+            if not isinstance(kept, list) or not all(isinstance(k, bool) for k in kept):
+                raise ValueError(f"rank_pattern of {path} must be a list of True and False, got {kept!r}")
             if len(kept) != self.init_r:
                 raise ValueError(f"rank_pattern of {path} has {len(kept)} entries, init_r is {self.init_r}")
 

@@ -22,7 +22,7 @@ from minitorch_peft.kernels import dispatch
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Dropout, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import LowRankConfig
+from minitorch_peft.peft.config import LowRankConfig, check_dropout
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.lowrank_files import LowRankFiles
 from minitorch_peft.peft.parameter.lora_functions import LoraDropout, LoraDropout4bit, LoraGathered
@@ -47,6 +47,7 @@ class LoraConfig(LowRankConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_dropout("lora_dropout", self.lora_dropout)
         if self.init_lora_weights not in (True, "pissa"):
             raise ValueError(f'init_lora_weights must be True or "pissa", got {self.init_lora_weights!r}')
         if self.use_dora and self.init_lora_weights == "pissa":

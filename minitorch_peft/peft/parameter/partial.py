@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, is_whole
 from minitorch_peft.peft.inject import parameter_sizes
 from minitorch_peft.peft.patterns import Pattern, layer_index, select
 from minitorch_peft.peft.registry import Method, register
@@ -31,7 +31,7 @@ class PartialConfig(PeftConfig):
         super().__post_init__()
         if (self.top_layers is None) == (self.target_parameters is None):
             raise ValueError("give either top_layers (a number) or target_parameters (a pattern)")
-        if self.top_layers is not None and (not isinstance(self.top_layers, int) or self.top_layers < 0):
+        if self.top_layers is not None and (not is_whole(self.top_layers) or self.top_layers < 0):
             raise ValueError(f"top_layers must be a whole number of at least 0, got {self.top_layers!r}")
 
 

@@ -22,7 +22,7 @@ from minitorch_peft.kernels import dispatch
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import ForwardContext, Parameter, init
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, check_count
 from minitorch_peft.peft.inject import parameter_sizes
 from minitorch_peft.peft.patterns import Pattern, select
 from minitorch_peft.peft.registry import Method, register
@@ -54,8 +54,8 @@ class RandomMaskConfig(PeftConfig):
         super().__post_init__()
         if (self.num_parameters is None) == (self.fraction is None):
             raise ValueError("give either num_parameters (a number) or fraction (of all of them)")
-        if self.num_parameters is not None and not (isinstance(self.num_parameters, int) and self.num_parameters > 0):
-            raise ValueError(f"num_parameters must be a whole number of at least 1, got {self.num_parameters!r}")
+        if self.num_parameters is not None:
+            check_count("num_parameters", self.num_parameters)
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction!r}")
 

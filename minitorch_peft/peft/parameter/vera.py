@@ -24,7 +24,7 @@ from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import Dropout, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.config import PeftConfig
+from minitorch_peft.peft.config import PeftConfig, check_count, check_dropout, is_whole
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.parameter.vera_projection import Projection, draw
 from minitorch_peft.peft.patterns import Pattern, target_leaves
@@ -50,14 +50,12 @@ class VeraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
-            raise ValueError(f"r must be a whole number of at least 1, got {self.r!r}")
-        if not isinstance(self.projection_prng_key, int):
+        check_count("r", self.r)
+        check_dropout("vera_dropout", self.vera_dropout)
+        if not is_whole(self.projection_prng_key):
             raise ValueError(f"projection_prng_key must be a whole number, got {self.projection_prng_key!r}")
-        if not isinstance(self.d_initial, int | float) or not math.isfinite(self.d_initial) or not self.d_initial:
+        if not math.isfinite(self.d_initial) or not self.d_initial:
             raise ValueError(f"d_initial must be a number, and not 0, of which nothing would come: {self.d_initial!r}")
-        if self.target_modules is None:
-            raise ValueError('target_modules must name layers: a list of names, a regex, or "all-linear"')
 
     def targets(self, model: GPT) -> dict[str, Any]:
         """Path to module of every layer that the config names; ValueError where a name fits none."""
