@@ -73,7 +73,8 @@ class Cache:
         self.entries = {i: (k[:, :, index], v[:, :, index]) for i, (k, v) in self.entries.items()}
         # END SOLUTION
         self.real = None if self.real is None else self.real[:, list(keep)]
-        self.ids = None if self.ids is None else self.tokens(length)[:, list(keep)]
+        tokens = self.tokens(length)
+        self.ids = None if tokens is None else tokens[:, list(keep)]
 
     def tokens(self, length: int) -> np.ndarray | None:
         """``ids`` of the first ``length`` keys, -1 for those of a pass that told none."""

@@ -47,7 +47,7 @@ def prepare(
         context.keep = real if context.keep is None else context.keep & real
     padded = attention_mask is not None and as_array(attention_mask).ndim == 2
     counted = context.keep if padded else real
-    context.first = as_array(attention_mask)[:, -T:].argmax(axis=1) if padded and T else None
+    context.first = as_array(attention_mask)[:, -T:].astype(bool).argmax(axis=1) if padded and T else None
     before = 0 if cache is None else cache.before
     own = prompt if context.prompt_keep is None else context.prompt_keep.sum(axis=1)
     if position_ids is None:

@@ -56,7 +56,8 @@ def unmasked(ids: np.ndarray, attention_mask: Any) -> np.ndarray:
     if attention_mask is None:
         return ids
     seen = as_array(attention_mask).astype(bool)
-    seen = seen[:, 0].any(axis=1) if seen.ndim == 4 else seen  # (B, S), of which the last T are those of this pass
+    # (B, S), of which the last T are those of this pass
+    seen = np.asarray(seen[:, 0].any(axis=1)) if seen.ndim == 4 else seen
     own = seen[:, -ids.shape[1] :] if seen.ndim == 2 else seen
     return np.where(own, ids, -1) if own.shape == ids.shape else ids  # else the base says what is wrong
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -136,10 +136,10 @@ def saved_together(directory: Path) -> Together | None:
     stored = read_json(directory / TOGETHER)
     names, active = stored.get("adapters"), stored.get("active")
     trained = stored.get("trained", active)  # older files do not say
-    lists = all(isinstance(part, list) for part in (names, active, trained))
-    if not lists or not names or not set(trained) <= set(active) <= set(names):
-        raise FileFormatError(directory / TOGETHER, "does not list adapters and those that act", "save them again")
-    return Together(tuple(names), tuple(active), tuple(trained))
+    match names, active, trained:
+        case [_, *_], list(), list() if set(trained) <= set(active) <= set(names):
+            return Together(tuple(names), tuple(active), tuple(trained))
+    raise FileFormatError(directory / TOGETHER, "does not list adapters and those that act", "save them again")
 
 
 def no_peft_format(adapter: Adapter) -> str | None:
@@ -170,12 +170,8 @@ def to_peft(adapter: Adapter) -> AdapterFiles:
 
 def beside_peft(config: PeftConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What ``peft``'s JSON does not say of a config: settings that are not at their default, and the method's name."""
-    plain = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(config)}
-    own = {
-        name: value
-        for name, value in config.to_dict().items()
-        if name in plain and value != plain[name] and name not in IN_THE_TENSORS | settings.keys()
-    }
+    said, have = IN_THE_TENSORS | settings.keys(), config.to_dict()
+    own = {f.name: have[f.name] for f in fields(config) if f.name not in said and have[f.name] != f.default}
     return own if settings["peft_type"] == config.peft_type else {"peft_type": config.peft_type, **own}
 
 
