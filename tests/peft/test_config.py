@@ -60,3 +60,18 @@ def test_a_feedforward_layer_of_ia3_that_is_no_target():
     ):
         get_peft_model(gpt("gpt2"), IA3Config(["q_proj"]))
     get_peft_model(gpt("gpt2"), IA3Config(["q_proj"], feedforward_modules=[]))
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        (AdaLoraConfig(), "blocks.0.attn.q_proj.kept"),
+        (VeraConfig(r=8), "vera_A"),
+        (LoraConfig(init_lora_weights="pissa"), "blocks.0.attn.q_proj.start_A"),
+    ],
+)
+def test_a_checkpoint_s_state_that_is_not_this_method_s(config, missing):
+    p = get_peft_model(gpt("gpt2"), config)
+    p.load_method_state(p.method_state())
+    with pytest.raises(ValueError, match=f"the state of adapter 'default' has no {missing}.*: it is of another method"):
+        p.load_method_state({})

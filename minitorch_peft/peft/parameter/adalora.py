@@ -25,6 +25,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.nn import Dropout, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig, check_dropout, is_whole
+from minitorch_peft.peft.hooks import check_state
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.parameter.adalora_budget import RankAllocator, check_schedule
 from minitorch_peft.peft.parameter.adalora_files import AdaLoraFiles, among_first, ranks_left
@@ -203,6 +204,7 @@ class AdaLora(Adapter):
         return self.allocator.state()
 
     def load_method_state(self, state: dict[str, np.ndarray]) -> None:
+        check_state(self.name, state, [f"{path}.kept" for path in self.wrappers])
         self.allocator.load_state(state)
 
     # -- files -----------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from minitorch_peft.models import GPT
 from minitorch_peft.nn import Dropout, ForwardContext, Module, init
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig, check_count, check_dropout, is_whole
+from minitorch_peft.peft.hooks import check_state
 from minitorch_peft.peft.inject import inject
 from minitorch_peft.peft.parameter.vera_projection import Projection, draw
 from minitorch_peft.peft.patterns import Pattern, target_leaves
@@ -134,6 +135,7 @@ class Vera(Adapter):
         return {"vera_A": self.projection.A, "vera_B": self.projection.B}
 
     def load_method_state(self, state: dict[str, np.ndarray]) -> None:
+        check_state(self.name, state, self.method_state())
         for name, array in self.method_state().items():
             array[...] = state[name]
 
