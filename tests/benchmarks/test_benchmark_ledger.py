@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +34,24 @@ def test_the_stored_prediction_is_still_that_of_the_code():
     (row,) = (row for row in json.loads(STORED.read_text())["rows"] if row["method"] == "lora")
     now = predict(ledger.SHAPE, METHODS["lora"].config(), ledger.BATCH).totals()
     assert now == pytest.approx(row["predicted"], rel=0.02)
+
+
+def test_a_method_that_fails_loses_no_row_of_the_others(tmp_path, capsys, monkeypatch):
+    good, written = json.loads(STORED.read_text())["rows"][0], []
+
+    def child(command, **options):
+        if (tmp_path / "ledger.json").exists():
+            written.append(len(json.loads((tmp_path / "ledger.json").read_text())["rows"]))
+        dies = command[-1] == "ladder"
+        return SimpleNamespace(returncode=int(dies), stdout=json.dumps(good), stderr="MemoryError: too wide\n" * dies)
+
+    monkeypatch.setattr(ledger.subprocess, "run", child)
+    with pytest.raises(SystemExit, match="failed: ladder"):
+        ledger.main([*("--method", "lora"), *("--method", "ladder"), *("--method", "full"), "--results", str(tmp_path)])
+    assert json.loads((tmp_path / "ledger.json").read_text())["rows"] == [
+        good, {"method": "ladder", "failed": "exit 1: MemoryError: too wide"}, good
+    ]  # fmt: skip
+    assert written == [1, 2] and "too wide" in capsys.readouterr().out
 
 
 @pytest.mark.slow
