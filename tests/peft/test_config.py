@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from peft_cases import gpt
 
+from minitorch_peft.formats.files import read_json
 from minitorch_peft.peft import (
     AdaLoraConfig,
     BitFitConfig,
@@ -14,6 +17,10 @@ from minitorch_peft.peft import (
     LoraConfig,
     MoEConfig,
     PartialConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
     PTuningV2Config,
     RandomMaskConfig,
     VeraConfig,
@@ -75,3 +82,36 @@ def test_a_checkpoint_s_state_that_is_not_this_method_s(config, missing):
     p.load_method_state(p.method_state())
     with pytest.raises(ValueError, match=f"the state of adapter 'default' has no {missing}.*: it is of another method"):
         p.load_method_state({})
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (PromptEncoderConfig, {"encoder_dropout": 0.5}, 'encoder_dropout=0.5 has no effect without enc.*="LSTM"'),
+        (PromptEncoderConfig, {"encoder_num_layers": 7}, "encoder_num_layers=7 has no effect"),
+        (
+            PromptEncoderConfig,
+            {"encoder_reparameterization_type": "NONE", "encoder_hidden_size": 8},
+            "encoder_hidden_size=8 has no effect without a network",
+        ),
+        (PrefixTuningConfig, {"encoder_hidden_size": 99}, "encoder_hidden_size=99 has no .* prefix_projection=True"),
+        (PTuningV2Config, {"encoder_hidden_size": 99}, "encoder_hidden_size=99 has no effect"),
+        (PrefixTuningConfig, {"tokenizer_name_or_path": "x"}, "tokenizer_name_or_path='x' has no .* without init_text"),
+        (PromptTuningConfig, {"tokenizer_name_or_path": "x"}, "has no effect without prompt_tuning_init_text"),
+    ],
+)
+def test_what_would_have_no_effect(config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+def test_peft_s_files_may_hold_it(tmp_path):
+    """They hold all of a method's settings, whatever the encoder."""
+    for config, extra in (
+        (PromptEncoderConfig(3, encoder_hidden_size=5), {"encoder_dropout": 0.5, "encoder_num_layers": 7}),
+        (PrefixTuningConfig(3), {"encoder_hidden_size": 5}),
+    ):
+        get_peft_model(gpt("llama"), config).save_pretrained(tmp_path)
+        path = tmp_path / "adapter_config.json"
+        path.write_text(json.dumps(read_json(path) | extra))
+        assert PeftModel.from_pretrained(gpt("llama"), tmp_path).adapters["default"].config == config

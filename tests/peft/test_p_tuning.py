@@ -14,6 +14,7 @@ from minitorch_peft.peft import PeftModel, PromptEncoderConfig, PromptTuningConf
 MLP = PromptEncoderConfig(3, encoder_hidden_size=5)
 LSTM = PromptEncoderConfig(3, "LSTM", encoder_hidden_size=4)
 DROPPED = PromptEncoderConfig(3, "LSTM", encoder_hidden_size=4, encoder_dropout=0.5)
+KIND = {"encoder_reparameterization_type": "LSTM"}
 
 
 def own(p, name="default"):
@@ -145,8 +146,8 @@ def test_a_file_without_the_network_becomes_the_table_itself_says_so_and_trains(
     [
         ({"encoder_reparameterization_type": "GRU"}, "'GRU': expected one of MLP, LSTM, NONE"),
         ({"encoder_hidden_size": 0}, "encoder_hidden_size must be a whole number of at least 1"),
-        ({"encoder_num_layers": 0}, "encoder_num_layers must be a whole number of at least 1"),
-        ({"encoder_dropout": 1.0}, r"encoder_dropout must be in \[0, 1\), got 1.0"),
+        ({**KIND, "encoder_num_layers": 0}, "encoder_num_layers must be a whole number of at least 1"),
+        ({**KIND, "encoder_dropout": 1.0}, r"encoder_dropout must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(settings, message) -> None:

@@ -139,7 +139,10 @@ def test_each_row_has_its_own_prefix() -> None:
     ("settings", "message"),
     [
         ({"num_virtual_tokens": 0}, "num_virtual_tokens must be a whole number of at least 1"),
-        ({"encoder_hidden_size": 0}, "encoder_hidden_size must be a whole number of at least 1"),
+        (
+            {"prefix_projection": True, "encoder_hidden_size": 0},
+            "encoder_hidden_size must be a whole number of at least 1",
+        ),
         ({"init_weights": "ones"}, 'init_weights=\'ones\': expected None, "zero" or "text"'),
         ({"init_weights": "text"}, "needs init_text or init_ids"),
         ({"init_ids": [1]}, "only it does; got init_weights=None"),

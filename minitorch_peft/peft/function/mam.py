@@ -58,7 +58,7 @@ class MAMConfig(PeftConfig):
         return PrefixTuningConfig(
             num_virtual_tokens=self.num_virtual_tokens,
             prefix_projection=self.prefix_projection,
-            encoder_hidden_size=self.encoder_hidden_size,
+            encoder_hidden_size=self.encoder_hidden_size if self.prefix_projection else None,
         )
 
     @property

@@ -15,9 +15,10 @@ Parameters, with h ``encoder_hidden_size``: k C, and for ``MLP`` h (C + 1) + h (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minitorch_peft.autograd.tensor import Tensor
 from minitorch_peft.models import GPT
@@ -56,6 +57,13 @@ class PromptEncoderConfig(VirtualTokensConfig):
             check_count("encoder_hidden_size", self.encoder_hidden_size)
         check_count("encoder_num_layers", self.encoder_num_layers)
         check_dropout("encoder_dropout", self.encoder_dropout)
+
+    @classmethod
+    def without_effect(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        kind = settings.get("encoder_reparameterization_type", "MLP")
+        found = {} if kind in ("MLP", "LSTM") else {"encoder_hidden_size": "a network"}
+        lstm = dict.fromkeys(("encoder_num_layers", "encoder_dropout"), 'encoder_reparameterization_type="LSTM"')
+        return found if kind == "LSTM" else found | lstm
 
     def sizes(self, model: GPT) -> tuple[int, int, int]:
         """k, C and h."""

@@ -16,9 +16,9 @@ in ``peft``; ``"zero"``; or ``"text"``, the keys and values of real words, the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -67,6 +67,11 @@ class PrefixTuningConfig(VirtualTokensConfig):
         if (self.init_text is not None or self.init_ids is not None) != (self.init_weights == "text"):
             needs = 'init_weights="text" needs init_text or init_ids'
             raise ValueError(f"{needs}, and only it does; got init_weights={self.init_weights!r}")
+
+    @classmethod
+    def without_effect(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        found = {} if settings.get("prefix_projection") else {"encoder_hidden_size": "prefix_projection=True"}
+        return found if settings.get("init_text") is not None else found | {"tokenizer_name_or_path": "init_text"}
 
 
 class PrefixTuning(VirtualTokens):

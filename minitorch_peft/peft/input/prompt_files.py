@@ -22,7 +22,7 @@ from minitorch_peft.peft.interop import CONFIG, WEIGHTS, AdapterFiles, check_kin
 
 if TYPE_CHECKING:
     from minitorch_peft.peft.adapter import Adapter
-    from minitorch_peft.peft.config import PeftConfig
+    from minitorch_peft.peft.input.virtual_tokens import VirtualTokensConfig
 
 TABLE, ENCODER = "prompt_embeddings", "prompt_encoder."
 KINDS = {
@@ -41,7 +41,7 @@ class PromptFiles:
     others. With the settings ``alone`` the encoder is the table itself. ``per_layer``: the table is a prefix.
     """
 
-    config: type[PeftConfig]
+    config: type[VirtualTokensConfig]
     encoder: Callable[[GPT, Any], Module]
     settings: tuple[str, ...]
     spelled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -82,6 +82,8 @@ class PromptFiles:
         if not own:
             settings |= self.alone
             own = {"embedding.weight": table.get(TABLE, np.zeros(0))}
+        idle = self.config.without_effect(settings)  # peft writes them all
+        settings = {name: value for name, value in settings.items() if name not in idle}
         encoder = self.encoder(model, self.config.from_dict(settings))
         k, width = given["num_virtual_tokens"], self.sizes(model)["token_dim"]
         check_tensors({TABLE: (k, 2 * model.config.n_layer * width if self.per_layer else width)}, table, path)

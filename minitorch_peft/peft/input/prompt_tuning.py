@@ -13,8 +13,9 @@ a standard deviation of 0.14): it takes more steps; ``SAMPLE_VOCAB``, words draw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import init
@@ -57,6 +58,11 @@ class PromptTuningConfig(VirtualTokensConfig):
         if given != (self.prompt_tuning_init == "TEXT"):
             needs = 'prompt_tuning_init="TEXT" needs prompt_tuning_init_text or prompt_tuning_init_ids'
             raise ValueError(f"{needs}, and only it does; got prompt_tuning_init={self.prompt_tuning_init!r}")
+
+    @classmethod
+    def without_effect(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        text = settings.get("prompt_tuning_init_text") is not None
+        return {} if text else {"tokenizer_name_or_path": "prompt_tuning_init_text"}
 
 
 class PromptTuning(PromptAdapter):

@@ -6,8 +6,8 @@ pass. For prompts the table is (k, C), a vector for each virtual token; for pref
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,15 @@ class VirtualTokensConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("num_virtual_tokens", self.num_virtual_tokens)
+        defaults = {f.name: f.default for f in fields(self)}
+        for name, needs in self.without_effect(vars(self)).items():
+            if (value := getattr(self, name)) != defaults[name]:
+                raise ValueError(f"{name}={value!r} has no effect without {needs}: leave it out")
+
+    @classmethod
+    def without_effect(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Settings that do nothing beside the others, and what they are for. Files of ``peft``'s may hold them."""
+        return {}
 
 
 def check_ids(name: str, value: Any) -> None:
