@@ -2,8 +2,9 @@
 
     y = x Wᵀ + b + Δb
 
-Parameters: all biases, of linear layers and of layer norms; about a thousandth of a large model. The paper also trains
-some kinds of them alone, most of all the query's and that of the MLP's first layer (section 4): ``bias_kinds``.
+Parameters: all biases, of linear layers and of layer norms; about a thousandth of a large model. Targets by default:
+all of them. The paper also trains some kinds alone, most of all the query's and that of the MLP's first layer (section
+4): ``bias_kinds``.
 """
 
 from __future__ import annotations

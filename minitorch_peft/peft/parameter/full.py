@@ -2,7 +2,7 @@
 
     max over φ of Σ_(x,y) Σ_t log P_φ(y_t | x, y_<t)
 
-Parameters: all of them, so one copy of the model for every task.
+Parameters: all of them, so one copy of the model for every task. Targets by default: all, there is no other choice.
 """
 
 from __future__ import annotations

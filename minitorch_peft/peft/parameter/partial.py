@@ -2,7 +2,8 @@
 
 Lower layers hold what is common to all texts, upper ones what is particular to a task, so on little data the top
 k blocks, the final norm and the head learn and the rest is kept (Howard and Ruder 2018, section 3.3). A head that
-is tied to the embedding belongs to both ends and stays frozen. Parameters: those chosen.
+is tied to the embedding belongs to both ends and stays frozen. Parameters: those chosen. Targets by default: none, the
+config says which.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 The control of BitFit: does it matter that just the biases are trained, or would any N parameters do? δ (N,) starts at
 zero, so the adapted model starts as the base, and all other entries stay as they are, bit for bit; weight decay acts on
 δ alone. The gradient of every parameter with a chosen entry is still computed whole, so this saves no time. Parameters:
-N. Which they are depends on ``mask_seed`` and on the model's sizes, not on the adapter's own seed.
+N. Targets by default: all parameters of the model. Which entries are drawn depends on ``mask_seed`` and on the model's
+sizes, not on the adapter's own seed.
 """
 
 from __future__ import annotations
