@@ -20,6 +20,7 @@ from minitorch_peft.formats.families import expand
 from minitorch_peft.formats.files import FileFormatError
 from minitorch_peft.formats.hf_config import choose_family
 from minitorch_peft.models import GPT, GPTConfig
+from minitorch_peft.peft.inject import base_module
 from minitorch_peft.peft.patterns import regex
 
 if TYPE_CHECKING:
@@ -122,6 +123,18 @@ def is_target(settings: Mapping[str, Any], name: str, takes_ids: bool) -> bool:
     found = next((m for p in patterns if (m := regex(rf"(?:^|.*?\.){p}\.(\d+)\.").match(name))), None)
     wanted = [layers] if isinstance(layers, int) else layers
     return _names(targets, name) and found is not None and int(found[1]) in wanted
+
+
+def targeted_modules(model: GPT, files: AdapterFiles) -> list[HFModule]:
+    """The modules that a file's JSON targets; FileFormatError where these are none."""
+    settings, path, modules = files.settings, files.directory / CONFIG, hf_modules(model.config)
+    if not settings.get("target_modules"):
+        raise FileFormatError(path, "has no target_modules", "write the list of adapted modules into it")
+    if found := [m for m in modules if is_target(settings, m.name, base_module(model, m.ours[0]).takes_ids)]:
+        return found
+    names = [module.name for module in modules]
+    problem = f"target_modules={settings['target_modules']} names no module of this model"
+    raise FileFormatError(path, problem, f"its modules are: {', '.join(short_names(names, names))}")
 
 
 def _names(pattern: str | Sequence[str], name: str) -> bool:

@@ -32,9 +32,9 @@ from minitorch_peft.peft.interop import (
     check_tensors,
     common,
     hf_modules,
-    is_target,
     refuse_settings,
     short_names,
+    targeted_modules,
 )
 from minitorch_peft.peft.patterns import by_path
 from minitorch_peft.peft.principal import halved, tidy
@@ -121,12 +121,7 @@ class LowRankFiles:
     def read(self, model: GPT, files: AdapterFiles) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         check_settings(files, self.more)
         settings, modules = files.settings, hf_modules(model.config)
-        given = without_base_copies(model, modules, files)
-        targeted = [m for m in modules if is_target(settings, m.name, base_module(model, m.ours[0]).takes_ids)]
-        if not targeted:
-            problem = f"target_modules={settings['target_modules']} names no module of this model"
-            there = ", ".join(short_names([m.name for m in modules], [m.name for m in modules]))
-            raise FileFormatError(files.directory / CONFIG, problem, f"its modules are: {there}")
+        targeted, given = targeted_modules(model, files), without_base_copies(model, modules, files)
         expected: dict[str, tuple[int, int]] = {}
         for module in targeted:
             expected |= dict(zip(self.names(model, module), shapes(model, module, settings), strict=True))
@@ -233,8 +228,6 @@ def check_settings(files: AdapterFiles, more: Sequence[str] = ()) -> None:
     if files.settings.get("init_lora_weights", True) not in STARTS:
         start = files.settings["init_lora_weights"]
         raise FileFormatError(path, f"init_lora_weights={start!r} trained on a base that it changed", MERGE)
-    if not files.settings.get("target_modules"):
-        raise FileFormatError(path, "has no target_modules", "write the list of adapted modules into it")
 
 
 def without_base_copies(model: GPT, modules: Sequence[HFModule], files: AdapterFiles) -> dict[str, np.ndarray]:

@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from minitorch_peft.formats.files import FileFormatError
 from minitorch_peft.models import GPT
 from minitorch_peft.peft.inject import base_module
 from minitorch_peft.peft.interop import (
-    CONFIG,
     PREFIX,
     WEIGHTS,
     AdapterFiles,
@@ -29,9 +27,9 @@ from minitorch_peft.peft.interop import (
     check_kinds,
     check_tensors,
     hf_modules,
-    is_target,
     refuse_settings,
     short_names,
+    targeted_modules,
 )
 
 A_NAME, B_NAME = "base_model.vera_A", "base_model.vera_B"
@@ -82,7 +80,7 @@ class VeraFiles:
     # -- from peft -------------------------------------------------------------------------------------------
     def read(self, model: GPT, files: AdapterFiles) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         settings, modules = files.settings, hf_modules(model.config)
-        targeted = targets_of(model, modules, files)
+        targeted = targets_of(model, files)
         saved, given = settings.get("save_projection", True), checked(model, targeted, files)
         ours = json.loads(files.metadata.get(OURS, "{}"))
         targets = ours.get("targets") or [path for m in targeted for path in m.ours]
@@ -149,18 +147,11 @@ def banded(B: np.ndarray, model: GPT, targeted: Sequence[HFModule], times: int) 
 
 
 # -- from peft -----------------------------------------------------------------------------------------------
-def targets_of(model: GPT, modules: Sequence[HFModule], files: AdapterFiles) -> list[HFModule]:
+def targets_of(model: GPT, files: AdapterFiles) -> list[HFModule]:
     """The modules that a file adapts; FileFormatError where it asks for what cannot be translated."""
-    settings, path = files.settings, files.directory / CONFIG
     refuse_settings(files, UNDERSTOOD)
     check_kinds(files, KINDS)
-    if not settings.get("target_modules"):
-        raise FileFormatError(path, "has no target_modules", "write the list of adapted modules into it")
-    if targeted := [m for m in modules if is_target(settings, m.name, base_module(model, m.ours[0]).takes_ids)]:
-        return targeted
-    there = ", ".join(short_names([m.name for m in modules], [m.name for m in modules]))
-    problem = f"target_modules={settings['target_modules']} names no module of this model"
-    raise FileFormatError(path, problem, f"its modules are: {there}")
+    return targeted_modules(model, files)
 
 
 def checked(model: GPT, targeted: Sequence[HFModule], files: AdapterFiles) -> dict[str, np.ndarray]:

@@ -176,7 +176,7 @@ def test_inputs_of_a_fused_module_that_differ_are_refused(targets, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"feedforward_modules": None}, "lacks target_modules or feedforward_modules"),
+        ({"feedforward_modules": None}, "has no feedforward_modules"),
         ({"target_modules": ["nothing"]}, "names no module of this model"),
         ({"modules_to_save": ["lm_head"]}, "no counterpart here: modules_to_save"),
         ({"feedforward_modules": ["c_fc"]}, "has shape"),

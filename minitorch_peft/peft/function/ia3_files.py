@@ -25,9 +25,9 @@ from minitorch_peft.peft.interop import (
     check_kinds,
     check_tensors,
     hf_modules,
-    is_target,
     refuse_settings,
     short_names,
+    targeted_modules,
 )
 from minitorch_peft.peft.patterns import regex
 
@@ -69,17 +69,13 @@ class IA3Files:
         refuse_settings(files, UNDERSTOOD | {"fan_in_fan_out"})
         check_kinds(files, KINDS)
         settings, modules = files.settings, hf_modules(model.config)
-        if not settings.get("target_modules") or settings.get("feedforward_modules") is None:
-            problem = "lacks target_modules or feedforward_modules"
-            raise FileFormatError(files.directory / CONFIG, problem, "write the list of such modules into it")
+        if settings.get("feedforward_modules") is None:
+            advice = "write the list of such modules into it"
+            raise FileFormatError(files.directory / CONFIG, "has no feedforward_modules", advice)
         kinds = {
             module: is_feedforward(settings["feedforward_modules"], module.name)
-            for module in modules if is_target(settings, module.name, base_module(model, module.ours[0]).takes_ids)
-        }  # fmt: skip
-        if not kinds:
-            problem = f"target_modules={settings['target_modules']} names no module of this model"
-            there = ", ".join(short_names([m.name for m in modules], [m.name for m in modules]))
-            raise FileFormatError(files.directory / CONFIG, problem, f"its modules are: {there}")
+            for module in targeted_modules(model, files)
+        }
         leaves = {module: [base_module(model, path) for path in module.ours] for module in kinds}
         shapes = {
             module: (1, leaves[module][0].in_features) if inner else (sum(x.out_features for x in leaves[module]), 1)

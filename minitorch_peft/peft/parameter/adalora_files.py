@@ -28,9 +28,9 @@ from minitorch_peft.peft.interop import (
     check_kinds,
     check_tensors,
     hf_modules,
-    is_target,
     refuse_settings,
     short_names,
+    targeted_modules,
 )
 from minitorch_peft.peft.lowrank_files import LowRank, column_owners, fuse, tidy, without_base_copies
 
@@ -86,16 +86,10 @@ class AdaLoraFiles:
 
     # -- from peft -------------------------------------------------------------------------------------------
     def read(self, model: GPT, files: AdapterFiles) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        settings, modules, config_file = files.settings, hf_modules(model.config), files.directory / CONFIG
+        settings, modules = files.settings, hf_modules(model.config)
         refuse_settings(files, {*KINDS, *INERT})
         check_kinds(files, KINDS)
-        if not settings.get("target_modules"):
-            raise FileFormatError(config_file, "has no target_modules", "write the list of adapted modules into it")
-        targeted = [m for m in modules if is_target(settings, m.name, base_module(model, m.ours[0]).takes_ids)]
-        if not targeted:
-            problem = f"target_modules={settings['target_modules']} names no module of this model"
-            there = ", ".join(short_names([m.name for m in modules], [m.name for m in modules]))
-            raise FileFormatError(config_file, problem, f"its modules are: {there}")
+        targeted = targeted_modules(model, files)
         kept = kept_ranks(files, targeted)
         given, expected = without_base_copies(model, modules, files), dict[str, tuple[int, ...]]()
         for module in targeted:
