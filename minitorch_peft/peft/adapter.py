@@ -128,7 +128,7 @@ class Adapter:
         return {name: p.data for name, p in self.named_parameters().items()} | self.frozen()
 
     def deployed(self) -> dict[str, np.ndarray]:
-        """What running the adapter needs, without what only training on needs: a prompt, not the network that made it."""
+        """What running it needs, without what only training needs: a prompt, not the network that made it."""
         return self.stored()
 
     def unpacked(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
