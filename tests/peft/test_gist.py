@@ -12,7 +12,7 @@ from peft_cases import TIGHT, gpt, logits, stirred
 from minitorch_peft.analysis.gist import attention_flops, gist_report, share_kept
 from minitorch_peft.data import Pairs, Tokenizer, load_corpus
 from minitorch_peft.models import GPT
-from minitorch_peft.peft import GistConfig, LoraConfig, get_peft_model
+from minitorch_peft.peft import GistConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from minitorch_peft.peft.inject import Wrapper
 from minitorch_peft.peft.input import gist
 from minitorch_peft.peft.input.gist import compress, with_gists
@@ -116,17 +116,30 @@ def test_rows_of_other_adapters_are_not_hidden_from():
 @FAMILIES
 @pytest.mark.parametrize("square", [False, True], ids=["keys", "square"])
 def test_a_masked_gist_token_closes_nothing(family, square):
-    """Rows filled up on the left with any ids, gist tokens among them, are the rows alone; in later passes too."""
-    p, pad = adapted(family), np.array([[A, 5, B], [B, A, A]])
-    keep = np.repeat([[False] * 3 + [True] * 11], 2, axis=0)
-    whole = np.concatenate([pad, WHOLE], axis=1)
-    first = np.repeat(keep[:, None, None, :7], 7, axis=2) & np.tri(7, dtype=bool) if square else keep[:, :7]
-    np.testing.assert_allclose(logits(p, whole, attention_mask=keep)[:, 3:], logits(p, WHOLE), **TIGHT)
-    options = {"position_ids": np.maximum(np.arange(7) - 3, 0)[None]} if square else {}
-    begun = p(whole[:, :7], attention_mask=first, use_cache=True, **options)
-    later = p(whole[:, 7:], attention_mask=keep, past_key_values=begun.past_key_values,
-              **({"position_ids": np.arange(4, 11)[None]} if square else {}))  # fmt: skip
-    np.testing.assert_allclose(later.logits.data, logits(p, WHOLE)[:, 4:], **TIGHT)
+    """A word that is masked is not there, be it a gist token; in later passes neither."""
+    p = adapted(family)
+    ids, keep = np.insert(WHOLE, 3, A, axis=1), np.arange(12)[None] != 3
+    keep = np.repeat(keep, 2, axis=0)
+    first = np.repeat(keep[:, None, None, :5], 5, axis=2) & np.tri(5, dtype=bool) if square else keep[:, :5]
+    at = (
+        [{"position_ids": np.array([[0, 1, 2, 2, 3]])}, {"position_ids": np.arange(4, 11)[None]}]
+        if square
+        else [{}, {}]
+    )
+    expected = logits(p, WHOLE)
+    begun = p(ids[:, :5], attention_mask=first, use_cache=True, **at[0])
+    np.testing.assert_allclose(begun.logits.data[:, [0, 1, 2, 4]], expected[:, :4], **TIGHT)
+    later = p(ids[:, 5:], attention_mask=keep, past_key_values=begun.past_key_values, **at[1])
+    np.testing.assert_allclose(later.logits.data, expected[:, 4:], **TIGHT)
+
+
+@FAMILIES
+def test_a_prompt_before_padding_is_not_closed_off(family):
+    p = adapted(family)
+    p.add_adapter("prompt", PromptTuningConfig(num_virtual_tokens=3))
+    p.set_adapter(["default", "prompt"])
+    padded, keep = np.concatenate([[[A, B]] * 2, WHOLE], axis=1), np.repeat([[False] * 2 + [True] * 11], 2, axis=0)
+    np.testing.assert_allclose(logits(p, padded, attention_mask=keep)[:, 2:], logits(p, WHOLE), **TIGHT)
 
 
 def test_an_attach_that_fails_leaves_no_wrapper_behind(monkeypatch):
