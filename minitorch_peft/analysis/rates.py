@@ -1,7 +1,7 @@
 """Each contender's learning rate, found by the same small search: no method loses for want of tuning.
 
 Rates of one grid are tried on one seed, for half the steps; a training book that is set aside judges. The search starts
-in the middle and climbs as long as the next rate is better, up or else down. What was tried is kept in a file each.
+in the middle and goes on, up and down, as long as the next rate is better. What was tried is kept in a file each.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class RateSearch:
                 bits[lr] = self._bits(replace(contender, lr=lr), note)
             return bits[lr]
 
-        best = GRID.index(FIRST)
         for direction in (1, -1):
-            while 0 <= best + direction < len(GRID) and better(of(best + direction), of(best), direction):
-                best += direction
+            here = GRID.index(FIRST)
+            while 0 <= here + direction < len(GRID) and better(of(here + direction), of(here), direction):
+                here += direction
         return dict(sorted(bits.items()))
 
     def _bits(self, contender: Contender, note: Callable[[str], None]) -> float:

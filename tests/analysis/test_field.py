@@ -87,7 +87,7 @@ def test_every_contender_gets_the_rate_that_is_best_for_it(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("bits", "found", "on_the_way"),
     [
-        (lambda lr: -math.log(lr), 1.0, [1e-2, 3e-2, 1e-1, 3e-1, 1.0]),
+        (lambda lr: -math.log(lr), 1.0, [3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]),
         (lambda lr: math.log(lr), 1e-3, [1e-3, 3e-3, 1e-2, 3e-2]),
         (lambda lr: 2.0 if lr < 2e-3 else math.inf, 1e-3, [1e-3, 3e-3, 1e-2, 3e-2]),
         (lambda lr: math.inf, 1e-3, [1e-3, 3e-3, 1e-2, 3e-2]),
