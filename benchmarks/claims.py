@@ -47,10 +47,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="where to write")
     parser.add_argument("--steps", type=int, default=Plan().steps, help="updates in a run")
+    parser.add_argument("--batch-size", type=int, default=Plan().batch_size, help="rows in a step")
     parser.add_argument("--eval-rows", type=int, default=Plan().eval_rows, help="rows that each text is measured on")
     options = parser.parse_args(argv)
     plans = {
-        base: Plan(base, steps=options.steps, warmup=min(10, options.steps // 4), eval_rows=options.eval_rows)
+        base: Plan(
+            base,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            warmup=min(10, options.steps // 4),
+            eval_rows=options.eval_rows,
+        )  # fmt: skip
         for base in SIZES
     }
     tiny = Comparing(plans["tiny"], (FULL, *PROMPTS, *PREFIX, *ADAPTERS, *LORA), options)
