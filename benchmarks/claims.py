@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             batch_size=options.batch_size,
             warmup=min(10, options.steps // 4),
             eval_rows=options.eval_rows,
-        )  # fmt: skip
+        )
         for base in SIZES
     }
     tiny = Comparing(plans["tiny"], (FULL, *PROMPTS, *PREFIX, *ADAPTERS, *LORA), options)
