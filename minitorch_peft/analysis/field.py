@@ -2,7 +2,8 @@
 
 The budgets are about 4,000 and 40,000 numbers, for the tiny checkpoint (4 layers of 128 channels). A method that
 cannot have so few or so many says why. Diff pruning, which trains gates for all that it may change, is counted by what
-it keeps, as in its paper. Rates stand nowhere here: they are found for each contender by the same search.
+it keeps, as in its paper. A comparison finds the rate of each contender by the same search; those found last stand in
+``RATES``, for other uses.
 """
 
 from __future__ import annotations
@@ -200,5 +201,29 @@ NOT_COMPARED: dict[str, str] = {
 }
 """Methods that have no place in a comparison of language modelling, and why."""
 
-RATES: dict[str, float] = {}
+RATES: dict[str, float] = {
+    "full": 0.003,
+    "partial": 0.01,
+    "random_mask": 0.1,
+    "bitfit": 0.1,
+    "lora": 0.03,
+    "dora": 0.03,
+    "pissa": 0.03,
+    "lora_plus": 0.003,
+    "adalora": 0.1,
+    "vera": 0.3,
+    "ia3": 0.3,
+    "diff_pruning": 0.03,
+    "prompt_tuning": 0.1,
+    "prefix_tuning": 0.01,
+    "p_tuning": 0.03,
+    "seq_bn": 0.03,
+    "double_seq_bn": 0.03,
+    "par_bn": 0.01,
+    "mam": 0.003,
+    "loreft": 0.1,
+    "ladder": 0.1,
+    "moe": 0.01,
+    "moe_lora": 0.01,
+}
 """By method, the rate that the stored comparison found for its paper's defaults: what ``adapt`` starts with."""

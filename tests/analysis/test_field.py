@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from minitorch_peft.analysis import energy, field_picture, rates, summary
 from minitorch_peft.analysis.contenders import Contender
 from minitorch_peft.analysis.experiment import MEASURED
-from minitorch_peft.analysis.field import BUDGETS, ENTRIES, NOT_COMPARED, TOLERANCE, counted, field, fitting, outside
+from minitorch_peft.analysis.field import (
+    BUDGETS,
+    ENTRIES,
+    NOT_COMPARED,
+    RATES,
+    TOLERANCE,
+    counted,
+    field,
+    fitting,
+    outside,
+)
 from minitorch_peft.analysis.plan import Plan
 from minitorch_peft.models import GPT, GPTConfig
 from minitorch_peft.peft import METHODS
@@ -100,6 +112,13 @@ def test_the_search_climbs(bits, found, on_the_way, tmp_path, monkeypatch):
     assert chosen[0].lr == found and list(tried["bitfit-4k"]) == on_the_way
     assert rates.at_the_edge(tried["bitfit-4k"])
     assert not rates.at_the_edge({1e-3: 2.0, 3e-3: 1.0, 1e-2: 1.5})
+
+
+def test_the_rates_are_those_of_the_stored_comparison():
+    stored = json.loads((Path(__file__).parents[2] / "benchmarks/results/compare_all.json").read_text(encoding="utf-8"))
+    found = {m["method"]: m["lr"] for m in stored["methods"] if m["budget"] == "paper"}
+    assert found == RATES and RATES.keys() == {e.method for e in ENTRIES}
+    assert stored["command"].startswith("NUMBA_NUM_THREADS=1 minitorch-peft compare --methods all")
 
 
 def test_the_picture_numbers_every_method_once(tmp_path):
