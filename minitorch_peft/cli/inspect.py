@@ -86,7 +86,7 @@ def show_check(screen: Screen, path: Path, base: str | None) -> None:
 
     model, name = base_of(base, path)
     report = check_file(PeftModel(model), path)
-    screen.say(f"{path} on {name}: {report}", markup=False)
+    screen.say(f"{path} on {name}: {report}", markup=False, soft_wrap=True)
     screen.result({"ok": report.ok, "base": name, "findings": [asdict(finding) for finding in report.findings]})
     if not report.ok:
         raise typer.Exit(FILE)
