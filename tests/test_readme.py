@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(python|text)\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -74,3 +76,33 @@ def test_the_commands_of_the_teachers_page_exist_with_their_options(command):
     for options in (rest for name, rest in COMMANDS if name == command):
         for option in re.findall(r"--[\w-]+", options):
             assert option in known, f"{command} has no {option}"
+
+
+def field_rows(stored):
+    """The rows of the README's table of the whole field, from the stored comparison."""
+    by_title: dict[str, dict[str, dict]] = {}
+    for m in stored["methods"]:
+        by_title.setdefault(m["title"], {})[m["budget"]] = m
+
+    def bits(m):
+        return "" if m is None else f"{m['bits_per_byte']['held_out']['mean']:.2f}"
+
+    def best(of):
+        return min(m["bits_per_byte"]["held_out"]["mean"] for m in of.values())
+
+    for title, of in sorted(by_title.items(), key=lambda item: best(item[1])):
+        paper, small, large = of["paper"], of.get("4k"), of.get("40k")
+        shown = large or small or paper
+        forgotten = shown["bits_per_byte"]["modern"]["mean"] - stored["before"]["modern"]
+        yield (
+            f"| {title} | {paper['changes']} | {paper['trainable_parameters']:,} | {bits(paper)} | {bits(small)} "
+            f"| {bits(large)} | {forgotten:+.2f} | {shown['peak_bytes']['mean'] / 1e6:.0f} MB "
+            f"| {shown['deployed_bytes'] / 1e3:,.0f} kB |"
+        )
+
+
+def test_the_table_of_the_whole_field_is_the_stored_comparison():
+    stored = json.loads((ROOT / "benchmarks/results/compare_all.json").read_text(encoding="utf-8"))
+    assert "\n".join(field_rows(stored)) in README
+    assert stored["command"] in README
+    assert max(m["bits_per_byte"]["held_out"]["std"] for m in stored["methods"]) <= 0.06

@@ -46,7 +46,7 @@ INAPPLICABLE = {
 
 
 def cases(methods, families=("gpt2", "llama")):
-    """Every example on every family. Fast tests: the first on GPT-2, of a method of each shape the last on Llama too."""
+    """Every example on every family. Fast: the first on GPT-2, and of four methods the last on Llama."""
     return [
         pytest.param(
             method, config, family, id=f"{method.name}-{i}-{family}", marks=() if fast(method, i, family) else SLOW
