@@ -56,6 +56,7 @@ def test_the_table_has_every_method_and_the_json_every_figure(compare, tmp_path)
     assert all(name in shown.out for name in ("untouched", "LoRA r=4", "BitFit", "±", "picture:"))
 
 
+@pytest.mark.slow
 def test_qlora_has_its_row(compare, base, tmp_path):
     options = ["--method", "qlora", "--method", "lora-r16", "--seeds", 1]
     done = compare(*options, "--json")
@@ -75,6 +76,7 @@ def test_qlora_has_its_row(compare, base, tmp_path):
     assert "QLoRA r=16" in shown and "bits each instead of" in shown
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_or_made_otherwise_is_run(compare, tmp_path, monkeypatch):
     ran = []
 

@@ -47,6 +47,7 @@ def without_config(folder):
     return {k: v for k, v in read_json(folder / "tiny-0.25m.json").items() if k != "config"}
 
 
+@pytest.mark.slow
 def test_minutes_are_turned_into_steps_once(pretrain, tmp_path):
     first = pretrain("--minutes", 0.05, "--eval-every", 1000, "--out", tmp_path / "a", "--json").json
     assert first["steps"] >= 1
