@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-PYTEST := $(BIN)/python -P -m pytest --quiet --numprocesses auto
+PYTEST := $(BIN)/python -P -m pytest --quiet --numprocesses auto --dist worksteal
 
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py notebooks/assignments/*.py)
 ASSIGNMENTS := $(notdir $(patsubst %/manifest.toml,%,$(wildcard minitorch_peft/course/assignments/*/manifest.toml)))
