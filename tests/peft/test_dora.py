@@ -24,9 +24,9 @@ from minitorch_peft.peft import (
     RandomMaskConfig,
     get_peft_model,
 )
-from minitorch_peft.peft.dora_files import MAGNITUDE
 from minitorch_peft.peft.inject import base_module
 from minitorch_peft.peft.parameter.dora import DoraLayer, DoraNorm
+from minitorch_peft.peft.parameter.dora_files import MAGNITUDE
 from minitorch_peft.peft.parameter.dora_functions import Rescaled, RowLengths
 
 sides = st.integers(1, 9)

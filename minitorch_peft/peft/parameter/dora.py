@@ -30,7 +30,7 @@ from minitorch_peft.kernels.four_bit.layout import Quantized
 from minitorch_peft.models import GPT
 from minitorch_peft.nn import ForwardContext, Module
 from minitorch_peft.peft.adapter import Adapter
-from minitorch_peft.peft.dora_files import MAGNITUDE, DoraFiles
+from minitorch_peft.peft.parameter.dora_files import MAGNITUDE, DoraFiles
 from minitorch_peft.peft.parameter.dora_functions import Rescaled, RowLengths, times, times_transposed, weight_of
 from minitorch_peft.peft.parameter.lora import Lora, LoraConfig, LoraLayer, lora_count
 from minitorch_peft.peft.registry import Method, register

@@ -27,7 +27,7 @@ from minitorch_peft.nn import Module
 from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.hooks import check_state
 from minitorch_peft.peft.parameter.lora import Lora, LoraConfig, LoraLayer, lora_count
-from minitorch_peft.peft.pissa_files import PissaFiles
+from minitorch_peft.peft.parameter.pissa_files import PissaFiles
 from minitorch_peft.peft.principal import STARTS, principal
 from minitorch_peft.peft.registry import Method, register
 

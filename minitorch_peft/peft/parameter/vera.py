@@ -27,11 +27,11 @@ from minitorch_peft.peft.adapter import Adapter
 from minitorch_peft.peft.config import PeftConfig, check_count, check_dropout, is_whole
 from minitorch_peft.peft.hooks import check_state
 from minitorch_peft.peft.inject import inject
+from minitorch_peft.peft.parameter.vera_files import VeraFiles
 from minitorch_peft.peft.parameter.vera_projection import Projection, draw
 from minitorch_peft.peft.patterns import Pattern, target_leaves
 from minitorch_peft.peft.registry import Method, register
 from minitorch_peft.peft.shapes import Reparam
-from minitorch_peft.peft.vera_files import VeraFiles
 
 
 @dataclass
