@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,10 @@ class RateSearch:
         self.plan = replace(plan, steps=max(1, plan.steps // 2), warmup=plan.warmup // 2)
         self.settings = {**settings, "plan": self.plan.to_dict(), "judged_on": SET_ASIDE}
         self.tokenizer, self.out = tokenizer, out
-        self._texts: Texts | None = None
 
-    @property
+    @cached_property
     def texts(self) -> Texts:
-        self._texts = self._texts or sweep_texts(self.plan, self.tokenizer)
-        return self._texts
+        return sweep_texts(self.plan, self.tokenizer)
 
     def tried(self, contender: Contender, note: Callable[[str], None]) -> dict[float, float]:
         """Rate to bits per byte, of the rates that the search came to; inf where it diverged."""
@@ -70,13 +69,12 @@ class RateSearch:
     def with_rates(
         self, contenders: Sequence[Contender], note: Callable[[str], None]
     ) -> tuple[tuple[Contender, ...], dict[str, dict[float, float]]]:
-        """The contenders with their best rates, those that had none, and all that was tried, by contender.
+        """The contenders, with its best rate each that had none; and all that was tried, by contender.
 
         A contender that diverged at every rate keeps the lowest: its runs will say so.
         """
         tried = {c.name: self.tried(c, note) for c in contenders if not c.lr}
-        best = {name: min(bits, key=lambda lr: (bits[lr], lr)) for name, bits in tried.items()}
-        return tuple(c if c.lr else replace(c, lr=best[c.name]) for c in contenders), tried
+        return tuple(c if c.lr else replace(c, lr=best(tried[c.name])) for c in contenders), tried
 
 
 def better(following: float, here: float, direction: int) -> bool:
@@ -84,6 +82,11 @@ def better(following: float, here: float, direction: int) -> bool:
     return following < here or (math.isinf(here) and direction < 0)
 
 
+def best(bits: dict[float, float]) -> float:
+    """The rate of the fewest bits; of equals the lowest."""
+    return min(bits, key=lambda lr: (bits[lr], lr))
+
+
 def at_the_edge(bits: dict[float, float]) -> bool:
     """Is the best rate the grid's first or last, so that one beyond it may be better still?"""
-    return min(bits, key=lambda lr: (bits[lr], lr)) in (GRID[0], GRID[-1])
+    return best(bits) in (GRID[0], GRID[-1])

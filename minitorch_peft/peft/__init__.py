@@ -1,7 +1,5 @@
 """Adaptation: a frozen base, and small trainable functions attached to it from outside."""
 
-from minitorch_peft.peft import function as _function  # noqa: F401  (its methods register themselves)
-from minitorch_peft.peft import input as _input  # noqa: F401
 from minitorch_peft.peft.check import check_file
 from minitorch_peft.peft.classification import load_classifier, save_classifier
 from minitorch_peft.peft.config import PeftConfig
