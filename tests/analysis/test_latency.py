@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from minitorch_peft.analysis import latency
 from minitorch_peft.models import GPT, GPTConfig
@@ -41,3 +42,18 @@ def test_base_adapter_and_merged_and_nothing_has_changed():
     assert {name: array.tobytes() for name, array in model.state_dict().items()} == before
     unmergeable = get_peft_model(small(), METHODS["prefix_tuning"].make({"num_virtual_tokens": 2}))
     assert latency.latencies(unmergeable)["merged"] is None
+
+
+def test_the_base_is_timed_on_as_many_tokens_as_the_adapted_model(monkeypatch):
+    model = get_peft_model(small(), METHODS["prefix_tuning"].make({"num_virtual_tokens": 4}))
+    calls = timed(monkeypatch, model)
+    latency.latencies(model)
+    assert calls == [((1, 10), 10)] * 2 * (latency.ROUNDS + 1)
+
+
+def test_a_merge_that_is_wrong_is_not_passed_over(monkeypatch):
+    model = get_peft_model(small(), METHODS["lora"].make({"r": 2}))
+    (layer, *_) = model.adapters["default"].wrappers.values()
+    monkeypatch.setattr(type(layer), "effective", lambda self, weight: 50 * weight)
+    with pytest.warns(UserWarning, match="the merged model is not the unmerged one"):
+        latency.latencies(model)

@@ -19,9 +19,13 @@ from minitorch_peft.peft import (
     FullConfig,
     LoraConfig,
     LoraPlusConfig,
+    MAMConfig,
     PartialConfig,
     PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
     PTuningV2Config,
+    VeraConfig,
     get_peft_model,
 )
 
@@ -380,3 +384,30 @@ def test_what_peft_s_json_says_comes_before_our_own_words(tmp_path):
     for text in ('{"peft_type": "FULL"}', '{"peft_type": "IA3"}', "[1]", "{"):
         write_arrays(tmp_path / TENSORS, read_arrays(tmp_path / TENSORS), {"minitorch_peft.settings": text})
         refused(tmp_path, r"do not belong together|metadata minitorch_peft\.settings", "gpt2")
+
+
+# -- what running an adapter needs -------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "config",
+    [
+        PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=5),
+        PrefixTuningConfig(num_virtual_tokens=2, prefix_projection=True, encoder_hidden_size=5),
+    ],
+    ids=["p_tuning", "prefix_tuning"],
+)
+def test_a_prompt_is_deployed_without_the_network_that_made_it(config, tmp_path):
+    p = stirred(get_peft_model(gpt("gpt2"), config))
+    assert p.save_pretrained(tmp_path) == "peft"
+    deployed = p.adapters["default"].deployed()
+    assert deployed.keys() == {"prompt_embeddings"}  # what peft's file holds for peft
+    np.testing.assert_array_equal(deployed["prompt_embeddings"], read_arrays(tmp_path / TENSORS)["prompt_embeddings"])
+
+
+def test_vera_is_deployed_without_its_drawn_matrices_and_mam_with_its_adapter():
+    vera = get_peft_model(gpt("gpt2"), VeraConfig(r=4)).adapters["default"]
+    assert vera.deployed().keys() == vera.named_parameters().keys() < vera.stored().keys()
+    mam = get_peft_model(gpt("gpt2"), MAMConfig(num_virtual_tokens=2, encoder_hidden_size=5)).adapters["default"]
+    beside = {name for name in mam.named_parameters() if not name.startswith("prompt_encoder.")}
+    assert beside and mam.deployed().keys() == beside | {"prompt_embeddings"}
+    lora = get_peft_model(gpt("gpt2"), LoraConfig(r=2)).adapters["default"]
+    assert lora.deployed().keys() == lora.named_parameters().keys()
